@@ -1,0 +1,5 @@
+"""`python -m cluster`: the command line where `aurora-cli` is not installed."""
+
+from cluster.cli import app
+
+app()

@@ -1,0 +1,216 @@
+"""The command `aurora-cli`: what a person types to run Aurora on a machine and to see how it is."""
+
+import importlib.metadata
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from cluster import logs as log_files
+from cluster import redis_server, run_record, serve_config
+from cluster.down import stop
+from cluster.failures import LifecycleError
+from cluster.progress import Progress
+from cluster.run_record import RunRecord
+from cluster.settings import PROJECT_ROOT, Settings
+from cluster.status import Component
+from cluster.status import components as current_components
+from cluster.up import bring_up
+from cluster.up import deploy as deploy_to
+
+app = typer.Typer(help="Run Aurora on this machine, and see how it is.", no_args_is_help=True, add_completion=False)
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+LOCAL = PROJECT_ROOT / "configs" / "local.yaml"
+_COLOURS = {"running": "green", "healthy": "green", "down": "red", "failing": "red"}
+
+
+@app.command()
+def up(
+    config: Annotated[Path, typer.Option(help="The Serve configuration to run.")] = LOCAL,
+    host: Annotated[str | None, typer.Option(help="Address of the chat API (else AURORA_HOST, else 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the chat API (else AURORA_PORT, else 8000).")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until a message has been answered.")] = True,
+) -> None:
+    """Start Redis, Ray and the chat on this machine. Changes nothing when they run already."""
+    with _told_plainly():
+        settings = _settings(host=host, port=port)
+        with _signals_as_interrupt(), run_record.lock(settings.home, on_wait=_say_waiting):
+            record, started = bring_up(settings, config, wait=wait, progress=Progress(out))
+        if started and not wait:
+            out.print("Aurora is starting: [bold]aurora-cli status[/bold] shows how far it is.")
+        elif not started:
+            out.print(f"Aurora is already up, since {record.started_at:%Y-%m-%d %H:%M:%S} UTC; nothing was changed.")
+            if (record.host, record.port) != (settings.host, settings.port):
+                out.print(f"(It listens on {record.host}:{record.port}; to change that: aurora-cli down, then up.)")
+        _show_addresses(record)
+
+
+@app.command()
+def down() -> None:
+    """Stop all that `up` started, and nothing else. The conversations stay."""
+    with _told_plainly():
+        settings = _settings()
+        with run_record.lock(settings.home, on_wait=_say_waiting):
+            stopped = stop(settings)
+        out.print(f"Stopped: {', '.join(stopped)}." if stopped else "Nothing of Aurora is running here.")
+
+
+@app.command()
+def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Show every component, a line each."""
+    with _told_plainly():
+        found = current_components(_settings())
+        if as_json:
+            print(json.dumps([component.model_dump() for component in found], indent=2))
+        elif found:
+            _show_table(found)
+        else:
+            out.print("Aurora is not up here: start it with make up (or aurora-cli up).")
+        if not found:
+            raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    component: Annotated[str, typer.Argument(help=f"One of: {', '.join(log_files.COMPONENTS)}.")] = "chat-backend",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on showing what is written.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines of each file.")] = 100,
+) -> None:
+    """Show the logs of a component, of the current run or else of the last."""
+    with _told_plainly():
+        settings = _settings()
+        found = log_files.files(settings, component)
+        if not found and not follow:
+            raise LifecycleError(f"There are no logs of {component} yet.")
+        shown: Path | None = None
+        for path, line in _log_lines(settings, component, found, lines, follow):
+            if path != shown:
+                print(f"==> {path}")
+                shown = path
+            print(line, flush=follow)
+        if shown is None:
+            err.print(f"Nothing is written yet in {', '.join(str(path) for path in found)}", markup=False)
+
+
+@app.command()
+def deploy(
+    file: Annotated[Path, typer.Argument(help="The Serve configuration to run.")] = LOCAL,
+    only_print: Annotated[bool, typer.Option("--print", help="Print what Serve would be told, fit for `serve deploy`.")] = False,
+) -> None:
+    """Hand a changed configuration, or changed personalities, to the Aurora that runs here."""
+    with _told_plainly():
+        settings = _settings()
+        record = run_record.load(settings.home)
+        host, port = (record.host, record.port) if record else (settings.host, settings.port)
+        rendered = serve_config.render(file, host=host, port=port)
+        if only_print:
+            print(serve_config.as_yaml(rendered), end="")
+            return
+        if record is None or not record.processes_alive:
+            raise LifecycleError("Aurora is not up here: start it with aurora-cli up.")
+        deploy_to(record, rendered, Progress(out))
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of Aurora and of what it stands on."""
+    for name in ("aurora", "ray", "redis"):
+        print(f"{name} {importlib.metadata.version(name)}")
+
+
+# The terminal client registers itself here: app.command()(chat), with chat from cluster.chat_terminal.
+
+
+def _settings(*, host: str | None = None, port: int | None = None) -> Settings:
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    try:
+        return Settings.model_validate({**Settings().model_dump(), **given}) if given else Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LifecycleError(f"AURORA_{str(first['loc'][0]).upper()}: {first['msg']}.") from error
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Turn what a person can act on into one line and exit code 1."""
+    try:
+        yield
+    except LifecycleError as error:
+        logs_note = f" Logs: {error.logs}" if error.logs else ""
+        _fail(f"{error}{logs_note}")
+    except KeyboardInterrupt:
+        err.print("Interrupted.")
+        raise typer.Exit(130) from None
+
+
+def _fail(message: str) -> NoReturn:
+    err.print("[bold red]✗[/bold red]", end=" ")
+    err.print(message, markup=False)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _signals_as_interrupt() -> Iterator[None]:
+    """Let a closed terminal and a polite kill end `up` as Ctrl-C does: by stopping what it started."""
+
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        # What is being stopped is stopped to the end.
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_waiting() -> None:
+    out.print("Another aurora-cli is at work on this home; waiting for it …")
+
+
+def _log_lines(settings: Settings, component: str, found: list[Path], lines: int, follow: bool) -> Iterator[tuple[Path, str]]:
+    yield from log_files.last_lines(found, lines)
+    if follow:
+        yield from log_files.follow(settings, component)
+
+
+def _show_addresses(record: RunRecord) -> None:
+    lines = {
+        "chat API": record.api_url,
+        "docs": f"{record.api_url}/docs",
+        "Ray dashboard": record.dashboard_url,
+        "Redis": redis_server.without_password(record.redis_url),
+    }
+    for name, url in lines.items():
+        out.print(f"  {name:<14} {url}", markup=False)
+    if record.token_file:
+        out.print(
+            f"\nThe chat listens on {record.host}: everybody who reaches this machine can use it.\n"
+            "Ray's dashboard runs code for whoever opens it: it stays on this machine's loopback address and asks for a token.\n"
+            f"From elsewhere:  ssh -L {record.dashboard_port}:127.0.0.1:{record.dashboard_port} THIS_MACHINE, "
+            f"then {record.dashboard_url} with the token in {record.token_file}",
+            markup=False,
+        )
+
+
+def _show_table(components: list[Component]) -> None:
+    widths = [
+        max(len(value) for value in column) for column in zip(*((c.name, c.state, c.where) for c in components), strict=True)
+    ]
+    for component in components:
+        colour = _COLOURS.get(component.state, "yellow")
+        name, where = component.name.ljust(widths[0]), component.where.ljust(widths[2])
+        out.print(f"{name}  [{colour}]{component.state.ljust(widths[1])}[/{colour}]  ", end="")
+        out.print(f"{where}  {component.note}".rstrip(), markup=False)

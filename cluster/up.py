@@ -1,0 +1,204 @@
+"""Bringing Aurora up on this machine, from nothing to a message that has been answered."""
+
+import importlib.metadata
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import psutil
+
+from cluster import ray_head, redis_server, run_record, serve_config
+from cluster.down import stop
+from cluster.failures import LifecycleError
+from cluster.ports import InternalPorts, holder, is_free
+from cluster.processes import MARK, belonging_to, mark_of
+from cluster.progress import Progress
+from cluster.run_record import RunRecord, Started
+from cluster.serve_api import ServeApi
+from cluster.settings import Settings
+
+_CHECK = {"message": "Hello!", "personality": "robbie", "client_id": "aurora-check"}
+_REDIS_PORT = 6379
+
+
+def bring_up(settings: Settings, config: Path, *, wait: bool, progress: Progress) -> tuple[RunRecord, bool]:
+    """Start Redis, Ray and the applications of `config`; return the record and whether anything had to be started.
+
+    Whatever ends it early, Ctrl-C too, stops all that it started.
+
+    Raises:
+        LifecycleError: says what is wrong and what to do.
+    """
+    if not sys.platform.startswith("linux"):
+        raise LifecycleError("Aurora runs on Linux: use a Linux machine, a virtual one or WSL 2.")
+    record = run_record.load(settings.home)
+    if record and record.processes_alive and (not record.answered or is_answering(record)):
+        if not record.answered and wait:
+            _wait_for_applications(
+                settings, record, serve_config.render(record.config, host=record.host, port=record.port), progress
+            )
+            _wait_for_answer(settings, record, progress)
+        return record, False
+    if record or belonging_to(settings.home):
+        with progress.step("Clean up after a run that ended badly"):
+            stop(settings)
+    rendered = serve_config.render(config, host=settings.host, port=settings.port)
+    record = _plan(settings, config, progress)
+    try:
+        _start(settings, record, rendered, progress)
+        if wait:
+            _wait_for_applications(settings, record, rendered, progress)
+            _wait_for_answer(settings, record, progress)
+    except BaseException:
+        progress.say("Stopping what was started …")
+        stop(settings)
+        raise
+    return record, True
+
+
+def is_answering(record: RunRecord, *, patience: float = 10.0) -> bool:
+    """Tell whether the chat API of `record` answers, giving a busy one some time."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return httpx.get(f"{record.api_url}/", timeout=5, trust_env=False).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.25)
+
+
+def serve_api(record: RunRecord) -> ServeApi:
+    """Return Serve's API of that run."""
+    return ServeApi(record.dashboard_url, record.dashboard_headers)
+
+
+def deploy(record: RunRecord, rendered: dict[str, object], progress: Progress) -> None:
+    """Make a running Serve run `rendered`, and wait until it does."""
+    api = serve_api(record)
+    with progress.step("Hand the configuration to Serve"):
+        api.deploy(rendered)
+    _wait(api, rendered, progress)
+
+
+def _plan(settings: Settings, config: Path, progress: Progress) -> RunRecord:
+    """Check that this machine is ready, choose the ports, and write the record of what is about to be started."""
+    if not is_free(settings.port, settings.host):
+        raise LifecycleError(
+            f"Port {settings.port} is taken by {holder(settings.port)}: stop that, or choose another with AURORA_PORT=8001."
+        )
+    internal = InternalPorts(settings.port, settings.dashboard_port)
+    dashboard_port = settings.dashboard_port
+    if not is_free(dashboard_port):
+        dashboard_port = internal.take()
+        taken = f"Port {settings.dashboard_port} is taken by {holder(settings.dashboard_port)}"
+        progress.say(f"  {taken}: the Ray dashboard will be on {dashboard_port}.")
+    record = RunRecord(
+        run=secrets.token_hex(6),
+        started_at=datetime.now(UTC),
+        host=settings.host,
+        port=settings.port,
+        node_name=settings.node_name,
+        config=config.absolute(),
+        dashboard_port=dashboard_port,
+        redis_url=settings.redis_url,
+        ports=ray_head.choose_ports(internal),
+        versions={
+            "aurora": importlib.metadata.version("aurora") if _installed() else "0",
+            "ray": importlib.metadata.version("ray"),
+        },
+    )
+    if settings.redis_url:
+        record.redis_version = redis_server.check(settings.redis_url)
+    return record
+
+
+def _start(settings: Settings, record: RunRecord, rendered: dict[str, object], progress: Progress) -> None:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    if not settings.is_loopback:
+        ray_head.ensure_token(settings.home)
+        record.token_file = ray_head.token_file(settings.home)
+    mark = {MARK: mark_of(settings.home, record.run)}
+    record.save(settings.home)
+    if not settings.redis_url:
+        _start_redis(settings, record, mark, progress)
+    log = settings.logs / "ray.log"
+    log.unlink(missing_ok=True)
+    with progress.step(f"Ray {record.versions['ray']}"):
+        env = ray_head.environment(settings, mark=mark, ports=record.ports, redis_url=record.redis_url)
+        ray = ray_head.launch(settings, env=env, ports=record.ports, dashboard_port=record.dashboard_port)
+        record.ray = _started(ray)
+        record.save(settings.home)
+        ray_head.wait_until_answers(ray, record.dashboard_url, record.dashboard_headers, log=log)
+    with progress.step("Hand the configuration to Serve"):
+        serve_api(record).deploy(rendered)
+
+
+def _start_redis(settings: Settings, record: RunRecord, mark: Mapping[str, str], progress: Progress) -> None:
+    path, version = redis_server.executable()
+    log = settings.logs / "redis.log"
+    log.unlink(missing_ok=True)
+    port = _REDIS_PORT if is_free(_REDIS_PORT) else record.ports["redis"]
+    record.redis_url, record.redis_version = f"redis://127.0.0.1:{port}/0", version
+    with progress.step(f"Redis {version} on port {port}"):
+        redis = redis_server.launch(path, version, data=settings.home / "redis", port=port, env={**os.environ, **mark}, log=log)
+        record.redis = _started(redis)
+        record.save(settings.home)
+        redis_server.wait_until_answers(redis, record.redis_url, log=log)
+
+
+def _wait_for_applications(settings: Settings, record: RunRecord, rendered: dict[str, object], progress: Progress) -> None:
+    try:
+        _wait(serve_api(record), rendered, progress)
+    except LifecycleError as error:
+        error.logs = error.logs or settings.logs / "ray-last" / "serve"
+        raise
+
+
+def _wait(api: ServeApi, rendered: Mapping[str, object], progress: Progress) -> None:
+    applications = rendered["applications"]
+    assert isinstance(applications, list)
+    names = {application.get("name", "default") for application in applications}
+    with progress.step(f"Applications {', '.join(sorted(names))}") as detail:
+        api.wait_until_running(names, timeout=180, on_change=detail)
+
+
+def _wait_for_answer(settings: Settings, record: RunRecord, progress: Progress) -> None:
+    """Wait until a message has been answered, and take its conversation away again."""
+    deadline, last = time.monotonic() + 60, "no answer"
+    with progress.step("A first answer") as detail, httpx.Client(base_url=record.api_url, timeout=20, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            try:
+                response = client.post("/api/chat", json=_CHECK)
+                if response.status_code == httpx.codes.OK and response.json().get("response"):
+                    conversation = response.json().get("conversation_id")
+                    client.delete(f"/api/conversations/{conversation}", params={"client_id": _CHECK["client_id"]})
+                    record.answered = True
+                    record.save(settings.home)
+                    return
+                last = f"{response.status_code} {response.text[:200]}".strip()
+                if response.is_client_error and response.status_code != httpx.codes.NOT_FOUND:
+                    break
+            except (httpx.TransportError, ValueError) as error:
+                last = str(error) or type(error).__name__
+            detail(last)
+            time.sleep(0.1)
+    raise LifecycleError(f"The chat does not answer a first message: {last}", logs=settings.logs / "ray-last" / "serve")
+
+
+def _started(process: "subprocess.Popen[bytes]") -> Started:
+    return Started(pid=process.pid, at=psutil.Process(process.pid).create_time())
+
+
+def _installed() -> bool:
+    try:
+        importlib.metadata.version("aurora")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

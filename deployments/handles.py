@@ -1,0 +1,70 @@
+"""The one module that talks through Serve handles: nothing else in Aurora meets a Ray exception.
+
+Every call has a timeout, because routing to a deployment without replicas waits for ever. Handles are made once, in
+constructors: `get_app_handle` hangs while the head is away.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.chat.errors import ChatError, EngineUnavailable, Overloaded
+from serve_app.chat.service import Dispatcher
+from serve_app.chat.supervise import Pools
+from serve_app.chat.turns import Plan
+
+TAKE_TIMEOUT_S = 10.0
+"""A router that does not take a turn within this is not there; a sweep finds the turn."""
+
+
+class RouterHandle(Dispatcher):
+    """Hands turns to a router, the local one preferred."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        """Use the handle that Serve bound into the ingress."""
+        self._handle = _prefer_local(handle)
+
+    async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
+        """See `Dispatcher.take_turn`."""
+        async with asyncio.timeout(TAKE_TIMEOUT_S):
+            await self._handle.take_turn.remote(turn_id, token, personality)
+
+
+class PoolHandles(Pools):
+    """Has turns run by the replicas of pools, local ones preferred."""
+
+    def __init__(self, pools: Iterable[str], *, timeout_s: float) -> None:
+        """Make handles for the pool applications named; a run that takes longer than `timeout_s` is given up."""
+        self._handles = {name: _prefer_local(serve.get_deployment_handle("Inference", app_name=name)) for name in pools}
+        self._timeout_s = timeout_s
+
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+        """See `Pools.run_turn`."""
+        handle = self._handles.get(plan.pool)
+        if handle is None:
+            raise EngineUnavailable(f"There is no pool {plan.pool!r}.")
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return str(await handle.run_turn.remote(turn_id, dispatch, run, plan))
+        except BackPressureError as full:
+            raise Overloaded() from full
+        except RayTaskError as failed:
+            if isinstance(failed.cause, ChatError):
+                raise failed.cause from failed
+            raise EngineUnavailable("The run failed inside its replica.") from failed
+        except (RayActorError, DeploymentUnavailableError, RayServeException, RayError, grpc.RpcError, TimeoutError) as gone:
+            raise EngineUnavailable(f"The replica is gone ({type(gone).__name__}).") from gone
+
+
+def _prefer_local(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
+    if not handle.is_initialized:
+        handle._init(_prefer_local_routing=True)  # type: ignore[no-untyped-call]
+    return handle
+
+

@@ -1,0 +1,58 @@
+"""What a node says about itself: which engines speak here, and how it is."""
+
+from collections.abc import Awaitable, Callable
+
+from serve_app import __version__
+from serve_app.api import wire
+from serve_app.chat.messages import now
+from serve_app.chat.personalities import Personalities
+
+ENDPOINTS = {
+    "GET /": "Service info",
+    "GET /health": "Health check",
+    "POST /api/chat": "Send message (REST; stream: true for server-sent events)",
+    "WS /ws/{client_id}": "Real-time chat (WebSocket)",
+    "GET /api/sessions": "List active sessions",
+    "POST /api/sessions": "Create session",
+    "GET /api/conversations": "List a client's conversations",
+    "POST /api/conversations": "Start a conversation",
+    "GET /api/conversations/{id}/history": "Get conversation history",
+    "DELETE /api/conversations/{id}": "Delete a conversation",
+    "GET /api/turns/{id}": "A turn as it stands",
+    "GET /api/turns/{id}/events": "Follow or resume a turn (server-sent events)",
+    "DELETE /api/turns/{id}": "Stop a turn",
+    "GET /api/personalities": "Who there is to talk to",
+}
+
+
+class About:
+    """Describes this deployment."""
+
+    def __init__(self, engines: list[wire.EngineView], *, ping: Callable[[], Awaitable[bool]]) -> None:
+        """Name `engines`; `ping` says whether Redis answers."""
+        self._engines = engines
+        self._ping = ping
+
+    def info(self, node: str, personalities: Personalities) -> wire.ServiceInfo:
+        """Return what `GET /` says; the engines are always named, so that nobody takes a script for a language model."""
+        named = [
+            f"{e.engine}, {e.model}" + ("" if e.language_model else " (a script, not a language model)") for e in self._engines
+        ]
+        return wire.ServiceInfo(
+            service="Aurora chat",
+            version=__version__,
+            node=node,
+            status="running",
+            engine="; ".join(named),
+            engines=self._engines,
+            personalities=[p.name for p in personalities],
+            endpoints=ENDPOINTS,
+            docs="/docs",
+        )
+
+    async def health(self, node: str) -> wire.HealthView:
+        """Return what `GET /health` says."""
+        there = await self._ping()
+        return wire.HealthView(
+            status="healthy" if there else "degraded", node=node, redis="ok" if there else "away", timestamp=now()
+        )

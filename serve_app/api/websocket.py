@@ -1,0 +1,268 @@
+"""One WebSocket connection: frames in, a client's turns out.
+
+The mission's client gets one frame per answer, with `content` and `node`. Once a frame has asked with `"stream": true`
+or `resume`, the connection gets every event. A connection sees all turns of its client, also those begun elsewhere.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Coroutine
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from serve_app.api import errors, wire
+from serve_app.api.access import Access
+from serve_app.api.feeds import Feeds
+from serve_app.chat import ids
+from serve_app.chat.errors import ChatError, InvalidRequest, StoreUnavailable, TurnNotFound
+from serve_app.chat.events import Accepted, Event, Queued, is_end
+from serve_app.chat.options import Options
+from serve_app.chat.service import Ask, ChatService
+from serve_app.chat.turns import Subscription
+
+log = logging.getLogger(__name__)
+
+FRAME_BYTES = 256 * 1024
+"""Largest frame; a 32 KB message may be six times as long in JSON escapes."""
+FRAMES_PER_SECOND, FRAMES_AT_ONCE = 20.0, 60.0
+FLOOD_LIMIT = 500
+"""Dropped frames after which the connection is closed."""
+TOUCH_EVERY_S = 600.0
+"""A live connection keeps its session alive (an hour without it ends one)."""
+
+
+class Connection:
+    """A client's connection, from accept to close."""
+
+    def __init__(self, socket: WebSocket, service: ChatService, access: Access) -> None:
+        """Serve `socket` from `service`."""
+        self._socket = socket
+        self._service = service
+        self._access = access
+        self._client_id = ""
+        self._streams = False
+        self._feeds = Feeds()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sending = asyncio.Lock()
+        self._tokens = FRAMES_AT_ONCE
+        self._refilled = 0.0
+        self._dropped = 0
+
+    async def serve(self, claimed: str, *, stream: bool) -> None:
+        """Serve until the client leaves. Turns go on without it."""
+        await self._socket.accept()
+        try:
+            caller = await self._access.caller(self._socket, claimed)
+            if not caller.client_id:
+                raise InvalidRequest("client_id: must not be empty.")
+            self._client_id, self._streams = caller.client_id, stream
+            await self._service.touch_session(self._client_id, connected=True)
+        except ChatError as error:
+            await self._send(self._error(error))
+            await self._socket.close(errors.close_code_of(error.code), error.message[:120])
+            return
+        try:
+            async with self._service.listen(self._client_id) as live:
+                await self._attach()
+                self._spawn(self._watch(live))
+                self._spawn(self._keep_session())
+                await self._read()
+        except (WebSocketDisconnect, RuntimeError) as gone:
+            # Serve's proxies differ in how a leaving client shows: as a disconnect, or as a send that fails.
+            log.debug("Connection of %s ended: %s", self._client_id, gone)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if not isinstance(error, WebSocketDisconnect | RuntimeError | OSError):
+                log.error("A task of a connection failed.", exc_info=error)
+
+    # -- what comes in
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            text = message.get("text")
+            try:
+                if not self._may_speak():
+                    if self._dropped > FLOOD_LIMIT:
+                        await self._socket.close(errors.close_code_of(errors.TooManyFrames.code), "too many frames")
+                        return
+                    continue
+                if text is None:
+                    raise InvalidRequest("Frames are JSON text, not binary.")
+                await self._take(text)
+            except ChatError as error:
+                await self._send(self._error(error, _message_id(text)))
+
+    def _may_speak(self) -> bool:
+        """Count a frame against the flood limit; the first one that is too many gets an error frame."""
+        loop = asyncio.get_running_loop()
+        self._tokens = min(FRAMES_AT_ONCE, self._tokens + (loop.time() - self._refilled) * FRAMES_PER_SECOND)
+        self._refilled = loop.time()
+        if self._tokens >= 1:
+            self._tokens -= 1
+            self._dropped = 0
+            return True
+        self._dropped += 1
+        if self._dropped == 1:
+            raise errors.TooManyFrames()
+        return False
+
+    async def _take(self, text: str) -> None:
+        if len(text) > FRAME_BYTES:
+            raise errors.MessageTooLarge()
+        try:
+            frame = wire.Frame.validate_python(json.loads(text))
+        except ValidationError as invalid:
+            problems = invalid.errors()
+            if any(problem["type"] == "message_too_large" for problem in problems):
+                raise errors.MessageTooLarge() from None
+            raise InvalidRequest(errors.say(problems)) from None
+        except (ValueError, RecursionError):
+            raise InvalidRequest("The frame is not JSON.") from None
+        match frame:
+            case wire.ChatFrame():
+                await self._chat(frame)
+            case wire.ResumeFrame():
+                await self._resume(frame)
+            case wire.StopFrame():
+                await self._stop(frame)
+            case wire.PingFrame():
+                await self._send({"type": "pong", "node": self._service.node})
+
+    async def _chat(self, frame: wire.ChatFrame) -> None:
+        self._streams = self._streams or frame.stream
+        ask = Ask(
+            client_id=self._client_id,
+            message=frame.message,
+            personality=frame.personality or "",
+            conversation_id=frame.conversation_id or "",
+            idempotency_key=frame.message_id or "",
+            options=frame.options or Options.model_construct(),
+        )
+        turn_id = ids.new_turn_id()
+        feed = self._feeds.open(turn_id)  # before the turn begins: what is published meanwhile waits here
+        try:
+            begun = await self._service.begin(ask, turn_id=turn_id)
+        except BaseException:
+            self._feeds.close(turn_id, feed)
+            raise
+        if frame.stream:
+            accepted = self._service.accepted(begun, frame.message).model_dump()
+            await self._send({**accepted, "message_id": frame.message_id} if frame.message_id else accepted)
+        if begun.attached:
+            self._feeds.close(turn_id, feed)
+            self._follow(begun.turn_id, stream=frame.stream)
+        else:
+            self._follow(turn_id, stream=frame.stream, feed=feed, fresh=True)
+
+    async def _resume(self, frame: wire.ResumeFrame) -> None:
+        self._streams = True
+        snapshot = await self._service.turn(frame.turn_id)
+        self._access.check_turn(await self._access.caller(self._socket, self._client_id), snapshot.client_id)
+        self._follow(frame.turn_id, stream=True, after=frame.after)
+
+    async def _stop(self, frame: wire.StopFrame) -> None:
+        snapshot = await self._service.turn(frame.turn_id)
+        self._access.check_turn(await self._access.caller(self._socket, self._client_id), snapshot.client_id)
+        await self._service.stop(frame.turn_id)
+
+    # -- what goes out
+
+    async def _attach(self) -> None:
+        """Follow what is open: a client of the mission's kind cannot resume."""
+        for turn_id, is_open in await self._service.recent_turns(self._client_id):
+            if is_open:
+                self._follow(turn_id, stream=self._streams)
+            else:
+                self._feeds.known.add(turn_id)
+
+    async def _watch(self, live: Subscription) -> None:
+        """Hand live events to the turns they belong to, and notice turns that were begun elsewhere."""
+        while True:
+            batch = await live.next(3600.0)
+            if batch is None:
+                self._feeds.miss()
+                with contextlib.suppress(StoreUnavailable):
+                    for turn_id, _ in await self._service.recent_turns(self._client_id):
+                        if turn_id not in self._feeds.known:
+                            self._follow(turn_id, stream=self._streams)
+                continue
+            turn_id = batch[0].turn_id
+            if turn_id not in self._feeds.known:
+                seen = isinstance(batch[0], Accepted)
+                if seen and self._streams:
+                    await self._send(batch[0].model_dump())
+                self._follow(turn_id, stream=self._streams, fresh=seen)
+            self._feeds.put(turn_id, batch)
+
+    def _follow(self, turn_id: str, *, stream: bool, after: int = 0, feed: Subscription | None = None, fresh: bool = False) -> None:
+        """Follow a turn from `after`; whoever followed it on this connection before, no longer does."""
+        feed = feed or self._feeds.open(turn_id)
+        self._feeds.follow(turn_id, self._spawn(self._pass_on(turn_id, feed, stream=stream, after=after, fresh=fresh)))
+
+    async def _pass_on(self, turn_id: str, feed: Subscription, *, stream: bool, after: int, fresh: bool) -> None:
+        try:
+            async with aclosing(self._service.follow_live(turn_id, feed, after=after, fresh=fresh)) as events:
+                async for event in events:
+                    if stream or is_end(event):
+                        await self._send(_frame(event))
+        except TurnNotFound as error:
+            await self._send(self._error(error))
+        finally:
+            self._feeds.close(turn_id, feed)
+
+    async def _keep_session(self) -> None:
+        while True:
+            await asyncio.sleep(TOUCH_EVERY_S)
+            with contextlib.suppress(StoreUnavailable):
+                await self._service.touch_session(self._client_id)
+
+    async def _send(self, frame: dict[str, object]) -> None:
+        async with self._sending:
+            await self._socket.send_text(orjson.dumps(frame).decode())
+
+    @staticmethod
+    def _error(error: ChatError, message_id: str = "") -> dict[str, object]:
+        frame: dict[str, object] = {"type": "error", **errors.shape_of(error)}
+        if message_id:
+            frame["message_id"] = message_id
+        return frame
+
+
+def _frame(event: Event) -> dict[str, object]:
+    frame = event.model_dump()
+    if isinstance(event, Queued):
+        frame["estimate_seconds"] = round(event.estimate_seconds, 1)
+    return frame
+
+
+def _message_id(text: str | None) -> str:
+    """Return the frame's own id, so that its sender can tell which of its messages was refused."""
+    with contextlib.suppress(ValueError, RecursionError):
+        data = json.loads(text or "")
+        if isinstance(data, dict) and isinstance(data.get("message_id"), str):
+            return str(data["message_id"])[:128]
+    return ""

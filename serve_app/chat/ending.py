@@ -1,0 +1,46 @@
+"""Ending a turn whose holder is gone, or shall go: stop by a user, failure by a router (laws 1 and 3)."""
+
+from serve_app.chat.errors import ChatError
+from serve_app.chat.events import End, Failed, Receipt, Stopped
+from serve_app.chat.ids import new_token
+from serve_app.chat.messages import now
+from serve_app.chat.turns import Held, TurnStore, Verdict
+
+
+async def stop_turn(turns: TurnStore, turn_id: str) -> End | None:
+    """Stop a turn, wherever it runs; return its end, or None where it had ended before.
+
+    The writer is fenced at once, so what a client gets afterwards is the end and nothing else.
+    """
+    held = await turns.hold(turn_id, token=new_token(), stopping=True)
+    return None if isinstance(held, Verdict) else await _end(turns, held, None)
+
+
+async def fail_turn(turns: TurnStore, turn_id: str, error: ChatError | None, *, mine: str) -> End | None:
+    """End a turn that this router holds with the token `mine`: as failed with `error`, or as stopped without one."""
+    held = await turns.hold(turn_id, token=mine, stopping=error is None, mine=mine)
+    return None if isinstance(held, Verdict) else await _end(turns, held, error)
+
+
+async def _end(turns: TurnStore, held: Held, error: ChatError | None) -> End | None:
+    texts = [piece.text for piece in held.pieces]
+    facts = {
+        "turn_id": held.turn_id,
+        "conversation_id": held.conversation_id,
+        "content": "".join(texts),
+        "receipt": Receipt.of(texts),
+        "node": held.node,
+        "generated_on": held.generated_on,
+        "personality": held.personality,
+        "attempt": held.attempt,
+        "timestamp": now(),
+    }
+    end: Stopped | Failed
+    if error is None:
+        end = Stopped.model_validate(facts)
+    else:
+        end = Failed.model_validate({**facts, "code": error.code, "message": error.message, "retryable": error.retryable})
+    verdict, _ = await turns.finish(held.turn_id, token=held.token, end=end, from_seq=len(texts) + 1)
+    return end if verdict is Verdict.OK else None
+
+

@@ -1,0 +1,221 @@
+"""What an inference replica does with a turn: claim it, let the engine speak, write down every piece, end it.
+
+The engine goes on while Redis is away, into a bounded buffer; piece boundaries never change once a piece has its number
+(law 9). A run that has lost its turn stops its engine and writes nothing more (law 3).
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from serve_app.chat.engine import Engine, EnginePiece, Prefix
+from serve_app.chat.errors import ChatError, DeadlineExceeded, EmptyReply, EngineError, EngineTimeout, StoreUnavailable
+from serve_app.chat.events import Done, End, Failed, Receipt, Usage
+from serve_app.chat.messages import now
+from serve_app.chat.prompt import build_prompt
+from serve_app.chat.turns import Claim, Plan, TurnStore, Verdict
+from serve_app.chat.writer import Superseded, Writer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Limits of one run. Seconds, unless the name says otherwise."""
+
+    first_piece_timeout_s: float = 60.0
+    piece_timeout_s: float = 30.0
+    beat_s: float = 0.9
+    history_messages: int = 60
+    finish_retry_s: float = 0.25
+
+
+class _Run:
+    """One attempt, as the beat sees it."""
+
+    def __init__(self, turn_id: str, token: str, *, gives_up_at: float, writer: Writer) -> None:
+        loop = asyncio.get_running_loop()
+        self.turn_id = turn_id
+        self.token = token
+        self.gives_up_at = gives_up_at
+        self.writer = writer
+        self.moved_at = loop.time()
+        self.spoke = False
+        self.interruption: ChatError | None = None
+        self.lost = False
+        self.listening: asyncio.Task[Usage] | None = None
+
+    def interrupt(self, reason: ChatError | None) -> None:
+        """Stop listening to the engine: because of `reason`, or because the turn belongs to somebody else."""
+        if reason is None:
+            self.lost = True
+        if self.listening is None or self.listening.done() or self.interruption is not None:
+            return
+        self.interruption = reason
+        self.listening.cancel()
+
+
+class Generator:
+    """Runs turns on one engine. Use as `async with`."""
+
+    def __init__(self, turns: TurnStore, engine: Engine, *, node: str, config: GeneratorConfig | None = None) -> None:
+        """Write to `turns` what `engine` says; `node` is where this happens."""
+        self._turns = turns
+        self._engine = engine
+        self._node = node
+        self._config = config or GeneratorConfig()
+        self._runs: dict[str, _Run] = {}
+        self._beat: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> "Generator":
+        """Start renewing leases and watching the engine."""
+        self._beat = asyncio.create_task(self._beats(), name="generator-beat")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop; runs that are not through lose their leases."""
+        if self._beat is not None:
+            self._beat.cancel()
+            await asyncio.gather(self._beat, return_exceptions=True)
+
+    def check(self) -> None:
+        """Raise if leases are no longer renewed."""
+        if self._beat is not None and self._beat.done():
+            raise RuntimeError("Leases are no longer renewed.") from (None if self._beat.cancelled() else self._beat.exception())
+
+    @property
+    def running(self) -> int:
+        """How many turns run here now."""
+        return len(self._runs)
+
+    async def run(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> Verdict:
+        """Claim a turn and run it to its end; return `OK`, or why it was not this run's to end."""
+        claim = await self._turns.claim(
+            turn_id, dispatch=dispatch, run=run, node=self._node, plan=plan, window=self._config.history_messages
+        )
+        if isinstance(claim, Verdict):
+            return claim
+        loop = asyncio.get_running_loop()
+        writer = Writer(self._turns, turn_id, token=run, attempt=claim.attempt, pieces=claim.pieces)
+        current = _Run(turn_id, run, gives_up_at=loop.time() + claim.remaining_ms / 1000, writer=writer)
+        self._runs[run] = current
+        try:
+            async with writer:
+                end = await self._generate(current, claim, run)
+            await self._finish(current, claim, end)
+        except Superseded as superseded:
+            log.warning("Turn %s, attempt %d: %s.", turn_id, claim.attempt, superseded.verdict.value)
+            return superseded.verdict
+        finally:
+            del self._runs[run]
+        return Verdict.OK
+
+    async def _generate(self, current: _Run, claim: Claim, run: str) -> tuple[ChatError | None, Usage]:
+        """Let the engine speak into the writer; return why it ended badly, if so, and the usage."""
+        writer = current.writer
+        prefix = Prefix(writer.text(), tuple(i for piece in claim.pieces for i in piece.token_ids))
+        prompt = build_prompt(claim.plan.personality, claim.history)
+        stream = self._engine.generate(prompt, claim.plan.options, prefix, run=run)
+        # A task of its own, so that interrupting the engine can never cancel the writing down.
+        current.listening = listening = asyncio.create_task(self._listen(current, stream))
+        try:
+            await asyncio.wait({listening})
+        finally:
+            listening.cancel()
+            with contextlib.suppress(EngineError, RuntimeError):
+                await stream.aclose()
+        if current.lost:
+            raise Superseded()
+        usage, error = Usage(), self._failure(current, listening)
+        if error is None:
+            usage = listening.result()
+            if not writer.said_anything:
+                error = EmptyReply()
+        return error, usage
+
+    @staticmethod
+    def _failure(current: _Run, listening: asyncio.Task[Usage]) -> ChatError | None:
+        if listening.cancelled():
+            return current.interruption or EngineError()
+        error = listening.exception()
+        if error is None or isinstance(error, EngineError):
+            return error
+        if isinstance(error, Superseded):
+            raise error
+        log.error("Turn %s: the engine failed with something that is not an EngineError.", current.turn_id, exc_info=error)
+        return EngineError()
+
+    @staticmethod
+    async def _listen(current: _Run, stream: AsyncGenerator[EnginePiece, None]) -> Usage:
+        loop, writer, usage = asyncio.get_running_loop(), current.writer, Usage()
+        async for piece in stream:
+            current.moved_at = loop.time()
+            if piece.usage is not None:
+                usage = piece.usage
+            if piece.text:
+                current.spoke = True
+                writer.add(piece.text, piece.token_ids)
+                if writer.full:
+                    await writer.room()
+        return usage
+
+    async def _finish(self, current: _Run, claim: Claim, outcome: tuple[ChatError | None, Usage]) -> None:
+        """End the turn, however long Redis takes to come back; the lease is renewed meanwhile."""
+        error, usage = outcome
+        writer = current.writer
+        end = self._end(current.turn_id, claim, writer, error, usage)
+        sent = writer.acknowledged
+        while True:
+            tail = writer.pieces[sent:]
+            try:
+                verdict, seq = await self._turns.finish(current.turn_id, token=current.token, end=end, tail=tail, from_seq=sent + 1)
+            except StoreUnavailable:
+                if current.lost or asyncio.get_running_loop().time() > current.gives_up_at + 60:
+                    raise Superseded(Verdict.GONE) from None
+                await asyncio.sleep(self._config.finish_retry_s)
+                continue
+            if verdict is Verdict.OK:
+                return
+            if verdict is not Verdict.EXPECT:
+                raise Superseded(verdict)
+            sent = seq - 1
+
+    def _end(self, turn_id: str, claim: Claim, writer: Writer, error: ChatError | None, usage: Usage) -> End:
+        facts = {
+            "turn_id": turn_id,
+            "conversation_id": claim.conversation_id,
+            "content": writer.text(),
+            "receipt": Receipt.of(piece.text for piece in writer.pieces),
+            "node": claim.node,
+            "generated_on": self._node,
+            "personality": claim.plan.personality.name,
+            "model": self._engine.info.model,
+            "attempt": claim.attempt,
+            "timestamp": now(),
+        }
+        if error is None:
+            return Done.model_validate({**facts, "usage": usage})
+        return Failed.model_validate({**facts, "code": error.code, "message": error.message, "retryable": error.retryable})
+
+    async def _beats(self) -> None:
+        """About once a second: renew all leases in one call, and interrupt engines that say nothing for too long."""
+        loop, config = asyncio.get_running_loop(), self._config
+        while True:
+            begun = loop.time()
+            runs = list(self._runs.values())
+            for run in runs:
+                if run.writer.full:
+                    run.moved_at = begun  # it is Redis that holds it up, not the engine
+                limit = config.piece_timeout_s if run.spoke else config.first_piece_timeout_s
+                if begun > run.gives_up_at:
+                    run.interrupt(DeadlineExceeded())
+                elif begun - run.moved_at > limit and not run.writer.closed:
+                    run.interrupt(EngineTimeout(f"The engine produced nothing for {limit:g} s."))
+            with contextlib.suppress(StoreUnavailable):
+                lost = await self._turns.renew([(run.turn_id, run.token) for run in runs])
+                for run in runs:
+                    if run.turn_id in lost and run.token in self._runs:
+                        run.interrupt(None)
+            await asyncio.sleep(max(0.05, config.beat_s - (loop.time() - begun)))

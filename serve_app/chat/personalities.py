@@ -1,0 +1,89 @@
+"""Personalities: who answers, how they speak, and which pools may speak for them.
+
+They come from `configs/personalities/*.yaml`, travel as Serve's `user_config`, and are pinned in a turn at its first
+claim, so that a roll-out in the middle of an answer changes nothing in it (law 5).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_app.chat.errors import PersonalityNotFound
+from serve_app.chat.ids import PERSONALITY_NAME
+from serve_app.chat.options import Options
+
+
+class Script(BaseModel):
+    """The lines of a personality for the scripted engine. `{name}` is the user's name where known, `{topic}` their words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    greetings: tuple[str, ...] = Field(min_length=1, description="First words to somebody who says hello. May use {name}.")
+    reflections: tuple[str, ...] = Field(min_length=1, description="Answers that give the user's words back. Use {topic}.")
+    name_learned: tuple[str, ...] = Field(min_length=1, description="When the user has just told their name. Uses {name}.")
+    name_known: tuple[str, ...] = Field(min_length=1, description="When asked for the user's name and it is known. Uses {name}.")
+    name_unknown: tuple[str, ...] = Field(min_length=1, description="When asked for the user's name and it is not known.")
+    what_am_i: tuple[str, ...] = Field(min_length=1, description="When asked what it is: says that it is a script, not a language model.")
+    admissions: tuple[str, ...] = Field(min_length=1, description="Says that it knows nothing about what was asked, and why.")
+    farewells: tuple[str, ...] = Field(min_length=1, description="Goodbye. May use {name}.")
+    asides: tuple[str, ...] = Field(min_length=4, description="Further sentences in character that make an answer worth streaming.")
+    questions: tuple[str, ...] = Field(min_length=1, description="Questions that keep the conversation going.")
+
+
+class Personality(BaseModel):
+    """Who answers. Frozen: a changed personality is another value with another `version`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=PERSONALITY_NAME, description="The name on the wire.", examples=["robbie"])
+    display_name: str = Field(min_length=1, max_length=64, description="The name for people.", examples=["Robbie"])
+    description: str = Field(min_length=1, max_length=500, description="Who this is, in a sentence or two.")
+    system: str = Field(min_length=1, max_length=16_000, description="The system prompt: who they are and how they speak.")
+    pools: tuple[str, ...] = Field(min_length=1, description="The pools that may speak for them, first choice first.")
+    options: Options = Field(default_factory=lambda: Options.model_construct(), description="Defaults where a request asks for nothing.")
+    script: Script = Field(description="Their lines for the scripted engine.")
+
+    @property
+    def version(self) -> str:
+        """Twelve hexadecimal digits that change with any change of the personality."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Personalities:
+    """The personalities of this deployment, by name."""
+
+    def __init__(self, members: Iterable[Personality], *, default: str = "") -> None:
+        """Keep `members`; `default` answers where a request names nobody (the first one, if empty).
+
+        Raises:
+            ValueError: no member, two of one name, or a default that is none of them.
+        """
+        self._members: dict[str, Personality] = {}
+        for member in members:
+            if member.name in self._members:
+                raise ValueError(f"Two personalities are called {member.name!r}; names must differ.")
+            self._members[member.name] = member
+        if not self._members:
+            raise ValueError("There is no personality: put at least one YAML file into configs/personalities.")
+        self.default = default or next(iter(self._members))
+        if self.default not in self._members:
+            raise ValueError(f"The default personality {self.default!r} is none of {', '.join(self._members)}.")
+
+    def get(self, name: str) -> Personality:
+        """Return the personality of that name.
+
+        Raises:
+            PersonalityNotFound: naming those there are.
+        """
+        try:
+            return self._members[name]
+        except KeyError:
+            known = ", ".join(self._members)
+            raise PersonalityNotFound(f"There is no personality {name!r}. There are: {known}.") from None
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        """Iterate over the personalities in the order of their files."""
+        return iter(self._members.values())

@@ -1,0 +1,295 @@
+"""What an ingress does for its callers: begin a turn, follow it, stop it; conversations and sessions.
+
+The same for REST, SSE and WebSocket. Knows the ports, not what is behind them.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serve_app.chat import ids
+from serve_app.chat.ending import stop_turn
+from serve_app.chat.errors import ConversationNotFound
+from serve_app.chat.events import Accepted, Event
+from serve_app.chat.follow import follow
+from serve_app.chat.messages import now
+from serve_app.chat.options import OptionLimits, Options
+from serve_app.chat.personalities import Personalities
+from serve_app.chat.turns import (
+    Begun,
+    Bus,
+    Conversation,
+    ConversationStore,
+    NewTurn,
+    Page,
+    Session,
+    SessionStore,
+    Snapshot,
+    Subscription,
+    TurnStore,
+)
+
+log = logging.getLogger(__name__)
+TITLE_LENGTH = 60
+
+
+class Dispatcher(Protocol):
+    """How an ingress hands a turn to a router."""
+
+    async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
+        """Have a router supervise the turn. A failure is no failure of the turn: a sweep finds it (law 7)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A message somebody wants answered. Empty strings mean: not given."""
+
+    client_id: str
+    message: str
+    personality: str = ""
+    conversation_id: str = ""
+    idempotency_key: str = ""
+    options: Options = field(default_factory=Options.model_construct)
+
+    def body_hash(self) -> str:
+        """Return what tells one body from another under the same idempotency key (law 6)."""
+        body = [self.message, self.personality, self.conversation_id, self.options.asked()]
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """Limits of the chat service."""
+
+    limits: OptionLimits = field(default_factory=lambda: OptionLimits.model_construct())
+    deadline_s: int = 900
+    max_open_turns: int = 10_000
+
+
+class ChatService:
+    """The chat, as an ingress sees it."""
+
+    def __init__(
+        self,
+        *,
+        turns: TurnStore,
+        conversations: ConversationStore,
+        sessions: SessionStore,
+        bus: Bus,
+        dispatcher: Dispatcher,
+        personalities: Personalities,
+        node: str,
+        config: ServiceConfig,
+    ) -> None:
+        """Serve from `node`; `personalities` may be replaced at any time."""
+        self._turns = turns
+        self._conversations = conversations
+        self._sessions = sessions
+        self._bus = bus
+        self._dispatcher = dispatcher
+        self.personalities = personalities
+        self.node = node
+        self._config = config
+        self._dispatching: set[asyncio.Task[None]] = set()
+
+    async def begin(self, ask: Ask, *, turn_id: str = "") -> Begun:
+        """Keep the message, open its turn and hand it to a router. What it returns is kept, whatever dies next.
+
+        `turn_id` is the id to give a new turn, for a caller that must know it before; without it, one is made.
+
+        Raises:
+            ChatError: see `TurnStore.begin`; also PersonalityNotFound and OptionRefused. Nothing was stored then.
+        """
+        if ask.personality:
+            self.personalities.get(ask.personality)
+        options = self._config.limits.check(ask.options)
+        token = ids.new_token()
+        begun = await self._turns.begin(
+            NewTurn(
+                turn_id=turn_id or ids.new_turn_id(),
+                token=token,
+                client_id=ask.client_id,
+                content=ask.message,
+                node=self.node,
+                timestamp=now(),
+                personality=ask.personality,
+                default_personality=self.personalities.default,
+                conversation_id=ask.conversation_id,
+                options=options,
+                idempotency_key=ask.idempotency_key,
+                body_hash=ask.body_hash() if ask.idempotency_key else "",
+                title=_title(ask.message),
+                unix=int(time.time()),
+                deadline_ms=self._config.deadline_s * 1000,
+                max_open_turns=self._config.max_open_turns,
+            )
+        )
+        if not begun.attached:
+            self._dispatch(begun, token)
+        return begun
+
+    def _dispatch(self, begun: Begun, token: str) -> None:
+        # Its own task and context: the caller may leave, the turn must not (law 4).
+        work = self._dispatcher.take_turn(begun.turn_id, token=token, personality=begun.personality)
+        task: asyncio.Task[None] = asyncio.create_task(self._safely(begun.turn_id, work), context=contextvars.Context())
+        self._dispatching.add(task)
+        task.add_done_callback(self._dispatching.discard)
+
+    @staticmethod
+    async def _safely(turn_id: str, work: object) -> None:
+        try:
+            await work  # type: ignore[misc]
+        except Exception as error:
+            log.warning("Turn %s could not be handed to a router (%s); a sweep finds it.", turn_id, type(error).__name__)
+
+    @contextlib.asynccontextmanager
+    async def listen(self, client_id: str, *, turn_id: str = "") -> AsyncIterator[Subscription]:
+        """Listen to what happens to a client's turns, from now on."""
+        async with self._bus.listen(client_id, turn_id=turn_id) as live:
+            yield live
+
+    async def ask(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """Begin a turn and yield its events, `accepted` first, its end last.
+
+        Raises:
+            ChatError: before the first event only; see `begin`.
+        """
+        async with self._bus.listen(ask.client_id) as live:
+            begun = await self.begin(ask)
+            yield self.accepted(begun, ask.message)
+            only = _OnlyOne(live, begun.turn_id)
+            async for event in follow(self._turns, only, begun.turn_id, fresh=not begun.attached):
+                yield event
+
+    def accepted(self, begun: Begun, content: str) -> Accepted:
+        """Return the event that says so."""
+        return Accepted(
+            turn_id=begun.turn_id,
+            conversation_id=begun.conversation_id,
+            message_seq=begun.message_seq,
+            personality=begun.personality,
+            content=content,
+            node=self.node,
+        )
+
+    async def follow(self, turn_id: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Yield a turn's events beyond piece `after`, its end last; from the start also `accepted`.
+
+        Raises:
+            TurnNotFound: before the first event only.
+        """
+        snapshot = await self._turns.read(turn_id, after=after)
+        if after == 0:
+            yield Accepted(
+                turn_id=turn_id,
+                conversation_id=snapshot.conversation_id,
+                message_seq=snapshot.message_seq,
+                personality=snapshot.personality,
+            )
+        async with self._bus.listen(snapshot.client_id, turn_id=turn_id) as live:
+            async for event in follow(self._turns, live, turn_id, after=after):
+                yield event
+
+    def follow_live(
+        self, turn_id: str, live: Subscription, *, after: int = 0, fresh: bool = False
+    ) -> AsyncGenerator[Event, None]:
+        """Yield a turn's events beyond piece `after` through a subscription of the caller's; see `chat.follow.follow`."""
+        return follow(self._turns, live, turn_id, after=after, fresh=fresh)
+
+    async def turn(self, turn_id: str) -> Snapshot:
+        """Return a turn as it stands.
+
+        Raises:
+            TurnNotFound: it never was, or ended too long ago.
+        """
+        return await self._turns.read(turn_id)
+
+    async def recent_turns(self, client_id: str) -> list[tuple[str, bool]]:
+        """Return a client's turns whose logs are kept, oldest first, each with whether it is open."""
+        return await self._turns.recent_turns(client_id)
+
+    async def stop(self, turn_id: str) -> Snapshot:
+        """Stop a turn and return it; one that has ended stays as it ended.
+
+        Raises:
+            TurnNotFound: it never was, or ended too long ago.
+        """
+        await stop_turn(self._turns, turn_id)
+        return await self._turns.read(turn_id)
+
+    async def create_conversation(self, *, client_id: str, personality: str, title: str) -> Conversation:
+        """Start a conversation; it becomes the session's current one with this personality."""
+        name = personality or self.personalities.default
+        self.personalities.get(name)
+        return await self._conversations.create(
+            client_id=client_id,
+            personality=name,
+            title=title,
+            node=self.node,
+            timestamp=now(),
+            unix=int(time.time()),
+            marker=ids.new_token(),
+        )
+
+    async def conversations(self, client_id: str, *, limit: int, offset: int) -> tuple[list[Conversation], int]:
+        """Return a page of a client's conversations, last used first, and how many there are."""
+        return await self._conversations.list(client_id, limit=limit, offset=offset)
+
+    async def history(self, conversation_id: str, *, limit: int, before: int = 0) -> Page:
+        """Return the last messages of a conversation before seq `before` (0: the newest).
+
+        Raises:
+            ConversationNotFound: there is none, or it was deleted.
+        """
+        return await self._conversations.history(conversation_id, limit=limit, before=before)
+
+    async def delete_conversation(self, conversation_id: str, *, client_id: str) -> None:
+        """End its open turn, then delete it (law 12).
+
+        Raises:
+            ConversationNotFound: it is not a conversation of this client.
+        """
+        for _ in range(10):
+            open_turn = await self._conversations.delete(conversation_id, client_id=client_id)
+            if open_turn is None:
+                return
+            await stop_turn(self._turns, open_turn)
+        raise ConversationNotFound("The conversation is in use without pause; stop its senders and try again.")
+
+    async def touch_session(self, client_id: str, *, connected: bool = False) -> Session:
+        """Create or prolong a client's session."""
+        session, _ = await self._sessions.touch(client_id=client_id, node=self.node, timestamp=now(), connected=connected)
+        return session
+
+    async def sessions(self, *, limit: int, offset: int) -> tuple[list[Session], int]:
+        """Return a page of the live sessions and how many there are."""
+        return await self._sessions.list(limit=limit, offset=offset)
+
+
+class _OnlyOne(Subscription):
+    """A client's subscription, reduced to one turn: it was made before the turn had an id."""
+
+    def __init__(self, live: Subscription, turn_id: str) -> None:
+        self._live = live
+        self._turn_id = turn_id
+
+    async def next(self, timeout: float) -> list[Event] | None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout
+        while True:
+            batch = await self._live.next(max(0.0, until - loop.time()))
+            if batch is None or batch[0].turn_id == self._turn_id:
+                return batch
+
+
+def _title(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"

@@ -1,0 +1,313 @@
+"""The turn as values, and the ports through which the core reaches what is kept of it.
+
+A turn is one user message and the reply it causes: a record with a log, not a coroutine (design, section 3). These
+ports are implemented in `serve_app.state`; each method is one script there, hence one round trip, all or nothing, and
+idempotent: called again with the same arguments after a lost reply, it changes nothing and answers the same.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from serve_app.chat.events import End, Event
+from serve_app.chat.messages import Message
+from serve_app.chat.options import Options
+from serve_app.chat.personalities import Personality
+
+
+LEASE_MS = 3_000
+"""How long a turn belongs to its holder without a word from it, by the store's clock (law 7)."""
+BARREN_ATTEMPTS = 3
+"""Attempts in a row without a new piece, after which a turn ends as failed (law 7)."""
+
+
+class Verdict(StrEnum):
+    """How the store answered the holder of a turn."""
+
+    OK = "ok"
+    EXPECT = "expect"
+    """The log is shorter than the writer thought: send again from the named seq (law 9)."""
+    SUPERSEDED = "superseded"
+    """Somebody else holds the turn: this holder may write nothing more (law 3)."""
+    GONE = "gone"
+    """The turn has ended or is no longer known."""
+    WAIT = "wait"
+    """The run died, and not for the first time: the turn is due when its lease lapses (law 7)."""
+    EXHAUSTED = "exhausted"
+    """Three attempts in a row brought no new piece (law 7)."""
+
+
+@dataclass(frozen=True)
+class NewTurn:
+    """What an ingress asks for: everything that `begin` keeps. Empty strings mean: not given."""
+
+    turn_id: str
+    token: str
+    client_id: str
+    content: str
+    node: str
+    timestamp: str
+    personality: str
+    default_personality: str
+    conversation_id: str = ""
+    options: Options = field(default_factory=Options.model_construct)
+    idempotency_key: str = ""
+    body_hash: str = ""
+    title: str = ""
+    unix: int = 0
+    deadline_ms: int = 900_000
+    max_open_turns: int = 10_000
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A turn that is kept. `attached`: it had begun before, under the same idempotency key (law 6)."""
+
+    turn_id: str
+    conversation_id: str
+    message_seq: int
+    personality: str
+    attached: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a turn is answered; pinned at the first claim and the same for every later attempt (law 5)."""
+
+    pool: str
+    personality: Personality
+    options: Options
+
+
+@dataclass(frozen=True)
+class LoggedPiece:
+    """A piece as the log keeps it: with its number, its attempt and the token ids behind it, if any."""
+
+    seq: int
+    attempt: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a run gets with its claim: who it is, what to answer, and what was already said."""
+
+    attempt: int
+    client_id: str
+    conversation_id: str
+    node: str
+    plan: Plan
+    history: tuple[Message, ...]
+    pieces: tuple[LoggedPiece, ...]
+    remaining_ms: int
+
+
+@dataclass(frozen=True)
+class Due:
+    """A turn whose holder is gone, handed to exactly one router together with a new dispatch token.
+
+    `pool` is the pinned plan's, empty before the first claim; `barren` counts attempts in a row without a new piece.
+    """
+
+    turn_id: str
+    token: str
+    personality: str
+    attempt: int
+    barren: int
+    stopping: bool
+    overdue: bool
+    pool: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """An open turn, taken over in order to end it: what its end has to say."""
+
+    turn_id: str
+    token: str
+    client_id: str
+    conversation_id: str
+    personality: str
+    node: str
+    generated_on: str
+    attempt: int
+    pieces: tuple[LoggedPiece, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A turn as it stands: its state, the events beyond the position asked for, and its end, if it has one.
+
+    `kept` is false where the pieces are no longer kept one by one; then `reply` is all there is.
+    """
+
+    turn_id: str
+    client_id: str
+    conversation_id: str
+    personality: str
+    state: str
+    attempt: int
+    seq: int
+    message_seq: int
+    created: str
+    events: tuple[Event, ...]
+    end: End | None
+    kept: bool
+    reply: Message | None
+
+
+class TurnStore(Protocol):
+    """Everything that can happen to a turn, for ingress, router and inference."""
+
+    async def begin(self, new: NewTurn) -> Begun:
+        """Keep a user message and open its turn, dispatched to whoever has `new.token`.
+
+        Raises:
+            ConversationNotFound: `new.conversation_id` is not a conversation of this client.
+            TurnInProgress: the conversation has an open turn (law 11).
+            IdempotencyMismatch: the key was used with another body.
+            Overloaded: more than `new.max_open_turns` are open.
+            StoreUnavailable: no answer in time; the same call again is safe.
+        """
+        ...
+
+    async def claim(self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int) -> Claim | Verdict:
+        """Begin an attempt: exchange the dispatch token for the run's. Only this counts as an attempt (law 7)."""
+        ...
+
+    async def append(self, turn_id: str, *, token: str, pieces: Sequence[LoggedPiece]) -> tuple[Verdict, int]:
+        """Add pieces to the log and tell the followers; renews the lease. With `EXPECT`, the seq to send from."""
+        ...
+
+    async def renew(self, held: Sequence[tuple[str, str]], *, queued: dict[str, Event] | None = None) -> set[str]:
+        """Renew the leases of (turn_id, token) pairs and return the ids of those that are no longer held."""
+        ...
+
+    async def finish(
+        self, turn_id: str, *, token: str, end: End, tail: Sequence[LoggedPiece] = (), from_seq: int
+    ) -> tuple[Verdict, int]:
+        """Add the last pieces, store the reply and end the turn (law 1). `from_seq` is the seq of the first of `tail`."""
+        ...
+
+    async def hold(self, turn_id: str, *, token: str, stopping: bool, mine: str = "") -> Held | Verdict:
+        """Take an open turn away from whoever has it, in order to end it. With `mine`, only from that holder."""
+        ...
+
+    async def redispatch(self, turn_id: str, *, dispatch: str, run: str, token: str) -> Due | Verdict:
+        """Take a turn back from a run that is known to be dead, whether or not it had claimed (`run`) its `dispatch`."""
+        ...
+
+    async def sweep(self, *, token: str, batch: int) -> list[Due]:
+        """Return turns that are due, each now dispatched to the caller (law 7)."""
+        ...
+
+    async def read(self, turn_id: str, *, after: int = 0) -> Snapshot:
+        """Return the turn and its events beyond piece `after`.
+
+        Raises:
+            TurnNotFound: it never was, or ended too long ago.
+        """
+        ...
+
+    async def recent_turns(self, client_id: str) -> list[tuple[str, bool]]:
+        """Return the client's turns whose logs are kept, oldest first, each with whether it is open."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as a list shows it."""
+
+    conversation_id: str
+    client_id: str
+    personality: str
+    title: str
+    created: str
+    updated: str
+    messages: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Messages of one conversation, in order, and whether older ones exist before them."""
+
+    conversation_id: str
+    client_id: str
+    messages: tuple[Message, ...]
+    total: int
+
+
+class ConversationStore(Protocol):
+    """Conversations, shared by every node."""
+
+    async def create(self, *, client_id: str, personality: str, title: str, node: str, timestamp: str, unix: int, marker: str) -> Conversation:
+        """Start an empty conversation and make it the session's current one with this personality."""
+        ...
+
+    async def history(self, conversation_id: str, *, limit: int, before: int = 0) -> Page:
+        """Return the last `limit` messages before seq `before` (0: the newest).
+
+        Raises:
+            ConversationNotFound: there is none, or it was deleted.
+        """
+        ...
+
+    async def list(self, client_id: str, *, limit: int, offset: int) -> tuple[list[Conversation], int]:
+        """Return a client's conversations, last used first, and how many there are."""
+        ...
+
+    async def delete(self, conversation_id: str, *, client_id: str) -> str | None:
+        """Delete it, or return the id of the open turn that must end first (law 12).
+
+        Raises:
+            ConversationNotFound: it is not a conversation of this client.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Session:
+    """A client's presence record."""
+
+    client_id: str
+    user_id: str
+    node: str
+    created_at: str
+    connected_at: str
+    status: str
+    conversations: dict[str, str]
+
+
+class SessionStore(Protocol):
+    """Presence, shared by every node."""
+
+    async def touch(self, *, client_id: str, node: str, timestamp: str, connected: bool) -> tuple[Session, bool]:
+        """Create or prolong the session of a client; return it, and whether it is new."""
+        ...
+
+    async def list(self, *, limit: int, offset: int) -> tuple[list[Session], int]:
+        """Return live sessions, latest activity first, and how many there are."""
+        ...
+
+
+class Subscription(Protocol):
+    """What one listener hears of one client's turns."""
+
+    async def next(self, timeout: float) -> list[Event] | None:
+        """Return the next batch of events, or None when nothing came for `timeout` seconds or something was missed.
+
+        None means: read the log. It comes at once after a resubscription, and when the listener was too slow.
+        """
+        ...
+
+
+class Bus(Protocol):
+    """Live events of a client, best effort: whoever needs them whole reads the log (design, "Following a turn")."""
+
+    def listen(self, client_id: str, *, turn_id: str = "") -> AbstractAsyncContextManager[Subscription]:
+        """Listen to a client's channel; entered only once the subscription is confirmed, or known to be broken."""
+        ...
+

@@ -1,0 +1,1 @@
+"""Redis: the only importer of the client library. Every state change is one script in `lua/`."""

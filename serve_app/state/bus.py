@@ -1,0 +1,220 @@
+"""The live side of the event bus: one pub/sub connection per process, shared by all its listeners.
+
+Best effort by design: pub/sub may swallow any message, so a listener that needs everything reads the log whenever
+`next` returns None. The connection has no read timeout and a PING of our own; a connection that says nothing for
+`DEAD_AFTER_S` is dropped and made anew, and every listener is told that it may have missed something.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator
+
+import orjson
+
+from serve_app.chat.events import Event, parse_event
+from serve_app.chat.turns import Bus, Subscription
+from serve_app.state.connection import Connection, Redis, is_away, listening_connection
+from serve_app.state.keys import CLIENT_CHANNEL
+
+PING_EVERY_S = 1.0
+DEAD_AFTER_S = 3.0
+CONFIRM_WITHIN_S = 1.0
+LINGER_S = 30.0
+"""How long an unused subscription is kept: a client's next request costs no SUBSCRIBE."""
+QUEUE_LIMIT = 256
+"""Batches a slow listener may be behind; beyond, it reads the log: a position, not memory."""
+
+log = logging.getLogger(__name__)
+
+
+class _Listener(Subscription):
+    """One listener's bounded queue."""
+
+    def __init__(self, turn_id: str) -> None:
+        self.turn_id = turn_id
+        self.missed = False
+        self._batches: deque[list[Event]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, batch: list[Event]) -> None:
+        if len(self._batches) >= QUEUE_LIMIT:
+            self.miss()
+        else:
+            self._batches.append(batch)
+            self._wake()
+
+    def miss(self) -> None:
+        self.missed = True
+        self._batches.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def next(self, timeout: float) -> list[Event] | None:
+        if not self._batches and not self.missed:
+            loop = asyncio.get_running_loop()
+            self._waiter = waiter = loop.create_future()
+            timer = loop.call_later(timeout, self._wake)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        if self.missed or not self._batches:
+            self.missed = False
+            return None
+        return self._batches.popleft()
+
+
+class _Channel:
+    """A subscription of this process and who listens to it."""
+
+    def __init__(self) -> None:
+        self.listeners: set[_Listener] = set()
+        self.confirmed = asyncio.Event()
+        self.was_confirmed = False
+        self.linger: asyncio.TimerHandle | None = None
+
+
+class RedisBus(Bus):
+    """Listens to clients' channels. Use as `async with`; the reading task lives exactly as long."""
+
+    def __init__(self, redis: Redis) -> None:
+        """Listen on the Redis that `redis` talks to, over a connection of its own."""
+        self._redis = redis
+        self._channels: dict[str, _Channel] = {}
+        self._connection: Connection | None = None
+        self._heard = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "RedisBus":
+        """Start listening; does not wait for Redis."""
+        self._tasks = [asyncio.create_task(self._read_for_ever(), name="bus"), asyncio.create_task(self._ping(), name="bus-ping")]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop listening."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for channel in self._channels.values():
+            if channel.linger:
+                channel.linger.cancel()
+        await self._drop()
+
+    def check(self) -> None:
+        """Raise if a task of the bus has died: a listener must never end silently."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                raise RuntimeError(f"The {task.get_name()} task has ended.") from task.exception()
+
+    @contextlib.asynccontextmanager
+    async def listen(self, client_id: str, *, turn_id: str = "") -> AsyncIterator[Subscription]:
+        """See `Bus.listen`."""
+        name = CLIENT_CHANNEL + client_id
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = _Channel()
+            await self._send("SUBSCRIBE", name)
+        if channel.linger:
+            channel.linger.cancel()
+            channel.linger = None
+        listener = _Listener(turn_id)
+        channel.listeners.add(listener)
+        try:
+            if not channel.confirmed.is_set():
+                try:
+                    async with asyncio.timeout(CONFIRM_WITHIN_S):
+                        await channel.confirmed.wait()
+                except TimeoutError:
+                    listener.miss()
+            yield listener
+        finally:
+            channel.listeners.discard(listener)
+            if not channel.listeners and self._channels.get(name) is channel:
+                loop = asyncio.get_running_loop()
+                channel.linger = loop.call_later(LINGER_S, self._forget, name)
+
+    def _forget(self, name: str) -> None:
+        channel = self._channels.get(name)
+        if channel is not None and not channel.listeners:
+            del self._channels[name]
+            task = asyncio.ensure_future(self._send("UNSUBSCRIBE", name))
+            self._tasks.append(task)
+            task.add_done_callback(self._tasks.remove)
+
+    async def _send(self, *command: str) -> None:
+        """Send if connected. A failure is the reader's to notice: after a reconnect it subscribes to all there is."""
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.send_command(*command)
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                await connection.disconnect(nowait=True)
+
+    async def _read_for_ever(self) -> None:
+        pause = 0.05
+        while True:
+            try:
+                connection = listening_connection(self._redis)
+                await connection.connect()  # type: ignore[no-untyped-call]
+                self._connection = connection
+                self._heard = asyncio.get_running_loop().time()
+                for name in list(self._channels):
+                    await connection.send_command("SUBSCRIBE", name)
+                pause = 0.05
+                while True:
+                    self._take(await connection.read_response(timeout=None))
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("The event bus lost its connection (%s); listeners read the log meanwhile.", type(error).__name__)
+            await self._drop()
+            for channel in self._channels.values():
+                channel.confirmed.clear()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    def _take(self, reply: list[bytes]) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        kind, name = reply[0], reply[1]
+        if kind == b"message":
+            channel = self._channels.get(name.decode())
+            if channel is not None and channel.listeners:
+                self._deliver(channel, reply[2])
+        elif kind == b"subscribe":
+            channel = self._channels.get(name.decode())
+            if channel is not None and not channel.confirmed.is_set():
+                channel.confirmed.set()
+                if channel.was_confirmed:  # a resubscription: what came meanwhile is lost to the listeners
+                    for listener in channel.listeners:
+                        listener.miss()
+                channel.was_confirmed = True
+
+    def _deliver(self, channel: _Channel, raw: bytes) -> None:
+        data = orjson.loads(raw)
+        turn_id = data[0]["turn_id"]
+        wanting = [listener for listener in channel.listeners if not listener.turn_id or listener.turn_id == turn_id]
+        if wanting:
+            batch = [parse_event(item) for item in data]
+            for listener in wanting:
+                listener.put(batch)
+
+    async def _ping(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PING_EVERY_S)
+            silent = loop.time() - self._heard
+            if self._connection is not None and silent > DEAD_AFTER_S:
+                log.warning("The event bus heard nothing for %.1f s; reconnecting.", silent)
+                await self._drop()
+            elif silent >= PING_EVERY_S:
+                await self._send("PING", "")

@@ -1,0 +1,26 @@
+-- Delete a conversation; its open turn must have ended (law 12).
+-- ARGV: 1 conversation_id, 2 client_id
+-- Returns {'ok'} | {'open', turn_id} | {'none'}. A tombstone without text stays, so that a second call answers 'ok' and
+-- nothing that comes late is stored.
+local id, key = ARGV[1], K.conversation .. ARGV[1]
+local c = redis.call('HMGET', key, 'owner', 'last_seq', 'open_turn', 'deleted')
+if c[1] ~= ARGV[2] then return { 'none' } end
+if c[4] then return { 'ok' } end
+if c[3] and redis.call('HGET', K.turn .. c[3], 'state') == 'open' then return { 'open', c[3] } end
+local last = tonumber(c[2])
+-- Logs live LOG_SECONDS after their turn: only those of the latest messages can still hold text.
+for seq = math.max(1, last - 400), last do
+  local raw = redis.call('GET', K.message .. id .. ':' .. seq)
+  local turn_id = raw and cjson.decode(raw).turn_id
+  if turn_id then redis.call('UNLINK', log_key(turn_id)) end
+end
+for from = 1, last, 1000 do
+  local names = {}
+  for seq = from, math.min(last, from + 999) do names[#names + 1] = K.message .. id .. ':' .. seq end
+  redis.call('UNLINK', unpack(names))
+end
+redis.call('DEL', key)
+redis.call('HSET', key, 'owner', ARGV[2], 'deleted', 1, 'last_seq', 0)
+redis.call('EXPIRE', key, TOMBSTONE_SECONDS)
+redis.call('ZREM', K.conversations .. ARGV[2], id)
+return { 'ok' }

@@ -1,0 +1,34 @@
+-- Hand turns whose lease has lapsed to the caller, each to exactly one (law 7).
+-- ARGV: 1 token of this sweep, 2 how many at most
+-- Returns a flat list: turn_id, dispatch token, personality, attempt, barren, stopping, overdue, pool …
+-- A lost reply heals by itself: the turns are due again one lease later.
+local now, last = now_ms(), tonumber(redis.call('GET', K.sweep) or '0')
+redis.call('SET', K.sweep, ms(now))
+if last == 0 or last > now or now - last > SWEEP_GAP_MS then
+  -- Redis was away, frozen, or has another clock now: nobody could renew. Everyone gets one lease, and the time that
+  -- passed counts against no deadline.
+  for _, id in ipairs(redis.call('ZRANGE', K.open, 0, -1)) do
+    lease(id, now)
+    if last > 0 and redis.call('EXISTS', K.turn .. id) == 1 then
+      redis.call('HINCRBY', K.turn .. id, 'deadline', ms(now - last))
+    end
+  end
+  return {}
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.open, '(' .. ms(now + LEASE_MS), '+inf')) do lease(id, now) end
+
+local out = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.open, '-inf', ms(now), 'LIMIT', 0, tonumber(ARGV[2]))) do
+  local key = K.turn .. id
+  local t = redis.call('HMGET', key, 'state', 'personality', 'attempt', 'barren', 'stopping', 'deadline', 'pool')
+  if t[1] ~= 'open' then
+    redis.call('ZREM', K.open, id)
+  else
+    local token = ARGV[1] .. '-' .. id
+    redis.call('HSET', key, 'token', token)
+    lease(id, now)
+    local due = { id, token, t[2], t[3], t[4], t[5] or '', tonumber(t[6]) < now and '1' or '', t[7] or '' }
+    for _, v in ipairs(due) do out[#out + 1] = v end
+  end
+end
+return out

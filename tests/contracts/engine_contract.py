@@ -1,0 +1,153 @@
+"""What every engine promises (`serve_app.chat.engine`). An engine's own test module subclasses `EngineContract`.
+
+The subclass gives the fixture `engine`, and whatever else its engine needs; it switches off only what its engine cannot promise.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import ClassVar
+
+import pytest
+
+from serve_app.chat.engine import Engine, EnginePiece, Prefix, Prompt, PromptMessage
+from serve_app.chat.errors import EngineError
+from serve_app.chat.events import Usage
+from serve_app.chat.messages import Role
+from serve_app.chat.options import Options
+from serve_app.chat.personalities import Personality, Script
+
+DEADLINE = 20.0
+"""Seconds that anything here may take before it counts as hanging."""
+
+Request = tuple[Prompt, Options, Prefix]
+
+
+async def said_by(engine: Engine, prompt: Prompt, options: Options, said: str = "", run: str = "0123456789") -> list[EnginePiece]:
+    """Return all the pieces of a reply, or of the rest of it after `said`."""
+    async with asyncio.timeout(DEADLINE):
+        return [piece async for piece in engine.generate(prompt, options, Prefix(said), run=run)]
+
+
+def text_of(pieces: list[EnginePiece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+class EngineContract:
+    """The promises. Fixtures to give: `engine` (started). To adjust: `prompt`, `options`, `refused`, `idle`."""
+
+    repeatable: ClassVar[bool] = True
+    """The same prompt has the same reply, so that a continuation can be compared with it to the letter."""
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        raise NotImplementedError("An engine's contract test gives the engine.")
+
+    @pytest.fixture
+    def personality(self) -> Personality:
+        line = ("Grüße aus dem Leuchtturm, naïve 🌊 und 漢字 inbegriffen.",)
+        script = Script(**{name: line * 4 for name in Script.model_fields})
+        return Personality(name="test", display_name="Test", description="Test", system="Be short.", pools=("p",), script=script)
+
+    @pytest.fixture
+    def prompt(self, personality: Personality) -> Prompt:
+        return Prompt(personality, (PromptMessage(Role.USER, "Say “Grüße, 漢字 and 🌊” to mÿ friend."),))
+
+    @pytest.fixture
+    def options(self) -> Options:
+        return Options(max_tokens=64, temperature=0, seed=7)
+
+    @pytest.fixture
+    def refused(self) -> list[Request]:
+        """Requests that the engine must refuse with an EngineError."""
+        return []
+
+    async def idle(self, engine: Engine) -> bool:
+        """Say whether nothing goes on behind `engine`; a subclass asks its server."""
+        return True
+
+    @pytest.fixture(autouse=True)
+    async def nothing_left_behind(self, engine: Engine) -> AsyncIterator[None]:
+        before = asyncio.all_tasks()
+        yield
+        await engine.close()
+        assert asyncio.all_tasks() <= before | {asyncio.current_task()}
+
+    async def test_it_says_what_it_is_before_it_is_started(self, engine: Engine) -> None:
+        assert engine.info.kind
+        assert engine.info.model
+
+    async def test_the_pieces_in_their_order_are_a_reply_and_the_last_one_carries_the_usage(
+        self, engine: Engine, prompt: Prompt, options: Options
+    ) -> None:
+        pieces = await said_by(engine, prompt, options)
+        assert text_of(pieces).strip()
+        assert all(piece.usage is None for piece in pieces[:-1])
+        assert isinstance(pieces[-1].usage, Usage)
+        assert pieces[-1].usage.completion_tokens > 0
+
+    async def test_a_reply_in_two_readings_is_the_same(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        if not self.repeatable:
+            pytest.skip("this engine does not promise it")
+        assert text_of(await said_by(engine, prompt, options)) == text_of(await said_by(engine, prompt, options, run="another"))
+
+    async def test_cut_anywhere_a_continuation_is_the_rest_to_the_letter(
+        self, engine: Engine, prompt: Prompt, options: Options
+    ) -> None:
+        if not self.repeatable:
+            pytest.skip("this engine does not promise it")
+        whole = text_of(await said_by(engine, prompt, options))
+        assert not whole.isascii()
+        for cut in range(len(whole) + 1):
+            assert whole[:cut] + text_of(await said_by(engine, prompt, options, whole[:cut], run=f"run{cut}")) == whole
+
+    async def test_a_continuation_of_the_whole_reply_says_nothing(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        if not self.repeatable:
+            pytest.skip("this engine does not promise it")
+        whole = text_of(await said_by(engine, prompt, options))
+        rest = await said_by(engine, prompt, options, whole)
+        assert text_of(rest) == ""
+        assert len(rest) <= 1
+
+    async def test_closing_early_stops_the_work_and_the_next_reply_is_whole(
+        self, engine: Engine, prompt: Prompt, options: Options
+    ) -> None:
+        pieces = engine.generate(prompt, options, Prefix(), run="r1")
+        async with asyncio.timeout(DEADLINE):
+            await anext(pieces)
+            await pieces.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(pieces)
+        assert await self.idle(engine)
+        assert text_of(await said_by(engine, prompt, options)).strip()
+
+    async def test_closing_before_the_first_piece_is_no_error(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        await engine.generate(prompt, options, Prefix(), run="r1").aclose()
+        assert await self.idle(engine)
+
+    async def test_cancelling_the_reader_stops_the_work(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        reader = asyncio.create_task(said_by(engine, prompt, options))
+        await asyncio.sleep(0)
+        reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reader
+        assert await self.idle(engine)
+
+    async def test_replies_at_the_same_time_do_not_mix(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        if not self.repeatable:
+            pytest.skip("this engine does not promise it")
+        replies = await asyncio.gather(*(said_by(engine, prompt, options, run=f"r{n}") for n in range(8)))
+        assert len({text_of(reply) for reply in replies}) == 1
+
+    async def test_what_it_cannot_do_is_an_engine_error(self, engine: Engine, refused: list[Request]) -> None:
+        for prompt, options, prefix in refused:
+            with pytest.raises(EngineError) as caught:
+                await said_by(engine, prompt, options, prefix.text)
+            assert caught.value.message
+
+    async def test_check_start_and_close_may_come_twice(self, engine: Engine) -> None:
+        await engine.start()
+        await engine.check()
+        await engine.check()
+        await engine.close()
+        await engine.close()

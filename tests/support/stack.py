@@ -1,0 +1,144 @@
+"""Aurora in one process, over a real Redis: the same parts that `deployments` puts into Serve, without Serve.
+
+For everything that does not need replicas to die. The pool calls its generator directly; `kill_run` breaks a run the way
+a dying replica does: nothing of it is ever heard again.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import yaml
+
+from serve_app.api.about import About
+from serve_app.api.access import Access
+from serve_app.api.app import build_app
+from serve_app.api.wire import EngineView
+from serve_app.chat.engine import Engine
+from serve_app.chat.errors import EngineUnavailable
+from serve_app.chat.generate import Generator, GeneratorConfig
+from serve_app.chat.options import OptionLimits
+from serve_app.chat.personalities import Personalities, Personality
+from serve_app.chat.service import ChatService, ServiceConfig
+from serve_app.chat.supervise import Supervisor
+from serve_app.chat.turns import Plan
+from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
+from serve_app.state.bus import RedisBus
+from serve_app.state.connection import connect
+from serve_app.state.conversations import RedisConversations
+from serve_app.state.scripts import Scripts
+from serve_app.state.sessions import RedisSessions
+from serve_app.state.turns import RedisTurns
+from tests.support.redis_process import free_port
+
+PERSONALITIES = Path(__file__).resolve().parents[2] / "configs" / "personalities"
+
+
+def personalities() -> Personalities:
+    files = sorted(PERSONALITIES.glob("*.yaml"))
+    return Personalities([Personality.model_validate(yaml.safe_load(f.read_text())) for f in files], default="robbie")
+
+
+class DirectPool:
+    """A pool of one generator in this process."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+        self.runs: dict[str, asyncio.Task[Any]] = {}
+
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+        task = asyncio.ensure_future(self.generator.run(turn_id, dispatch=dispatch, run=run, plan=plan))
+        self.runs[turn_id] = task
+        try:
+            return str(await asyncio.shield(task))
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise EngineUnavailable("The replica is gone.") from None
+            raise
+        finally:
+            self.runs.pop(turn_id, None)
+
+    def kill_run(self, turn_id: str) -> None:
+        self.runs[turn_id].cancel()
+
+
+class Stack:
+    """One node in one process."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        bus_url: str = "",
+        engine: Engine | None = None,
+        node: str = "aurora",
+        run: GeneratorConfig | None = None,
+        service: ServiceConfig | None = None,
+        clock: str | None = None,
+        patience_s: float = 10.0,
+    ) -> None:
+        self.redis = connect(url)
+        self.scripts = Scripts(self.redis, patience_s=patience_s, clock=clock)
+        self.turns = RedisTurns(self.scripts)
+        self.conversations = RedisConversations(self.scripts)
+        self.sessions = RedisSessions(self.scripts)
+        self.bus_redis = connect(bus_url or url)
+        self.bus = RedisBus(self.bus_redis)
+        self.engine = engine or ScriptedEngine(ScriptedConfig(drills=True))
+        self.generator = Generator(self.turns, self.engine, node=node, config=run)
+        self.pool = DirectPool(self.generator)
+        self.supervisor = Supervisor(self.turns, self.pool, personalities())
+        limits = ServiceConfig(limits=OptionLimits(drill_options=True))
+        self.service = ChatService(
+            turns=self.turns,
+            conversations=self.conversations,
+            sessions=self.sessions,
+            bus=self.bus,
+            dispatcher=self,
+            personalities=personalities(),
+            node=node,
+            config=service or limits,
+        )
+        self.port = 0
+
+    async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
+        self.supervisor.take(turn_id, token=token, personality=personality)
+
+    async def ping(self) -> bool:
+        try:
+            return bool(await self.redis.ping())
+        except Exception:
+            return False
+
+    async def __aenter__(self) -> "Stack":
+        self._exit = contextlib.AsyncExitStack()
+        await self._exit.enter_async_context(self.bus)
+        await self._exit.enter_async_context(self.generator)
+        await self._exit.enter_async_context(self.supervisor)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+        await self.redis.aclose()
+        await self.bus_redis.aclose()
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        """Serve on a real socket; gives the base URL."""
+        engines = [EngineView(pool="scripted", engine="scripted", model="scripted-1", language_model=False)]
+        app = build_app(self.service, Access(), About(engines, ping=self.ping))
+        self.port = free_port()
+        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", lifespan="off"))
+        task = asyncio.create_task(server.serve())
+        while not server.started:
+            assert not task.done(), "uvicorn did not start"
+            await asyncio.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{self.port}"
+        finally:
+            server.should_exit = True
+            server.force_exit = True
+            await task

@@ -1,0 +1,1 @@
+"""Promises of single modules: no I/O beyond the configuration files, no clocks."""
