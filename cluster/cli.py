@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cluster import logs as log_files
 from cluster import redis_server, run_record, serve_config
+from cluster.chat_terminal import chat
 from cluster.down import stop
 from cluster.failures import LifecycleError
 from cluster.progress import Progress
@@ -127,7 +128,7 @@ def version() -> None:
         print(f"{name} {importlib.metadata.version(name)}")
 
 
-# The terminal client registers itself here: app.command()(chat), with chat from cluster.chat_terminal.
+app.command()(chat)
 
 
 def _settings(*, host: str | None = None, port: int | None = None) -> Settings:

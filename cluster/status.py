@@ -43,24 +43,9 @@ def _chat(record: RunRecord) -> Component:
         return Component(name="chat-backend", state="down", where=url, note="does not answer; see aurora-cli logs chat-backend")
     if response.status_code != httpx.codes.OK or not isinstance(body, dict):
         return Component(name="chat-backend", state="failing", where=url, note=f"answers with {response.status_code}")
-    return Component(name="chat-backend", state="running", where=url, note=f"node {record.node_name}{_engines(body)}")
-
-
-def _engines(body: dict[str, Any]) -> str:
-    """Say which engine answers, however the service information spells it."""
-    for key in ("engine", "engines"):
-        value = body.get(key)
-        if isinstance(value, str):
-            return f", engine {value}"
-        if isinstance(value, list):
-            names = [one if isinstance(one, str) else str(one.get("engine") or one.get("name") or one) for one in value]
-            return f", engine {', '.join(dict.fromkeys(names))}"
-        if isinstance(value, dict):
-            names = [
-                one if isinstance(one, str) else str(one.get("engine") or one.get("name") or pool) for pool, one in value.items()
-            ]
-            return f", engine {', '.join(dict.fromkeys(names))}"
-    return ""
+    return Component(
+        name="chat-backend", state="running", where=url, note=f"node {record.node_name}, engine {body.get('engine', 'unknown')}"
+    )
 
 
 def _redis(record: RunRecord) -> Component:

@@ -2,20 +2,16 @@
 
 import asyncio
 import contextvars
-import logging
 from typing import Any
 
 from ray import serve
 
 from deployments.config import PoolArgs
-from deployments.loopback import keep_on_loopback
+from deployments.replica import prepare_replica
 from deployments.store import open_store
 from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.turns import Plan, Verdict
 from serve_app.engines import make_engine
-from serve_app.settings import Settings
-
-log = logging.getLogger("aurora.inference")
 
 
 @serve.deployment(name="Inference")
@@ -24,9 +20,7 @@ class Inference:
 
     def __init__(self, args: PoolArgs) -> None:
         """Make the engine; `start` happens with the first health check or run, on the replica's loop."""
-        self._settings = Settings()
-        if self._settings.loopback:
-            keep_on_loopback()
+        self._settings = prepare_replica()
         self._args = args
         self._engine = make_engine(args.engine)
         self._generator: Generator | None = None

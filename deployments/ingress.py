@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.config import ChatArgs, gather
 from deployments.handles import RouterHandle
-from deployments.loopback import keep_on_loopback
+from deployments.replica import prepare_replica
 from deployments.store import open_store
 from serve_app.api.about import About
 from serve_app.api.access import Access
@@ -17,7 +17,6 @@ from serve_app.api.app import build_app
 from serve_app.api.wire import EngineView
 from serve_app.chat.personalities import Personalities
 from serve_app.chat.service import ChatService, ServiceConfig
-from serve_app.settings import Settings
 from serve_app.state.bus import RedisBus
 from serve_app.state.conversations import RedisConversations
 from serve_app.state.sessions import RedisSessions
@@ -32,9 +31,7 @@ class Ingress:
 
     def __init__(self, args: ChatArgs, router: DeploymentHandle[Any], personalities: Personalities) -> None:
         """Put the service together; the bus starts with the application."""
-        settings = Settings()
-        if settings.loopback:
-            keep_on_loopback()
+        settings = prepare_replica()
         self._args = args
         self._store = store = open_store(settings)
         self._bus = RedisBus(store.redis)

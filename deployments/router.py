@@ -8,13 +8,12 @@ from ray import serve
 
 from deployments.config import ChatArgs, gather
 from deployments.handles import PoolHandles
-from deployments.loopback import keep_on_loopback
+from deployments.replica import prepare_replica
 from deployments.store import open_store
 from serve_app.chat.personalities import Personalities
 from serve_app.chat.supervise import Supervisor
-from serve_app.settings import Settings
 
-log = logging.getLogger("aurora.router")
+log = logging.getLogger(__name__)
 
 
 @serve.deployment(name="PersonalityRouter")
@@ -23,9 +22,7 @@ class PersonalityRouter:
 
     def __init__(self, args: ChatArgs) -> None:
         """Make handles to the pools."""
-        settings = Settings()
-        if settings.loopback:
-            keep_on_loopback()
+        settings = prepare_replica()
         self._args = args
         self._pools = PoolHandles(args.pools, timeout_s=args.turns.deadline_s + 30)
         self._turns = open_store(settings).turns
@@ -47,7 +44,7 @@ class PersonalityRouter:
                 self._supervisor = supervisor
             else:
                 self._supervisor.personalities = personalities
-        log.info("Personalities: %s.", ", ".join(f"{p.name} {p.version}" for p in personalities))
+        log.info("Personalities: %s.", ", ".join(f"{p.name} {personalities.pinned(p.name).version}" for p in personalities))
 
     async def take_turn(self, turn_id: str, token: str, personality: str) -> None:
         """Supervise a turn from now on; returns at once."""

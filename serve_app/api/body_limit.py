@@ -1,15 +1,12 @@
 """Refuses bodies that are larger than any request of ours, before they fill the memory."""
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api import errors
 
 BODY_BYTES = 512 * 1024
 """Largest body; a 32 KB message may be six times as long in JSON escapes."""
-
-
-class _TooLarge(Exception):
-    """The body went on beyond the limit."""
 
 
 class BodyLimit:
@@ -35,13 +32,11 @@ class BodyLimit:
             message = await receive()
             read += len(message.get("body", b""))
             if read > BODY_BYTES:
-                raise _TooLarge()
+                # The one exception that FastAPI lets through while it reads a body; the error handlers give it its shape.
+                raise HTTPException(413, errors.MessageTooLarge().message)
             return message
 
-        try:
-            await self._app(scope, counted, send)
-        except _TooLarge:
-            await self._refuse(scope, receive, send)
+        await self._app(scope, counted, send)
 
     @staticmethod
     async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,6 +5,7 @@ errors on a WebSocket are frames; the connection lives.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -62,7 +63,9 @@ TABLE: dict[str, tuple[int, int]] = {
 }
 """code → (HTTP status, WebSocket close code)."""
 
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request"}
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request", 413: MessageTooLarge.code}
+_PROBLEMS = 5
+"""How many problems of one request are named: an answer must not grow with what was sent."""
 
 
 def status_of(code: str) -> int:
@@ -88,18 +91,22 @@ def shape_of(error: ChatError) -> dict[str, Any]:
     return shape(error.code, error.message, retryable=error.retryable, turn_id=error.turn_id)
 
 
-def response(status: int, body: dict[str, Any], *, retry_after: bool = False) -> Response:
+def response(
+    status: int, body: dict[str, Any], *, retry_after: bool = False, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return an error as a response."""
-    headers = {"Retry-After": "1"} if retry_after else None
+    headers = {**(headers or {}), **({"Retry-After": "1"} if retry_after else {})}
     return Response(orjson.dumps(body), status_code=status, media_type="application/json", headers=headers)
 
 
 def say(problems: Any) -> str:
-    """Return a validation error as one sentence per problem, naming the field, never the input."""
+    """Return a validation error as one sentence for each of the first problems, naming the field, never the input."""
     said = []
-    for problem in problems:
-        where = ".".join(str(part) for part in problem["loc"] if part not in ("body", "query", "path", "header"))
+    for problem in problems[:_PROBLEMS]:
+        where = ".".join(str(part)[:64] for part in problem["loc"] if part not in ("body", "query", "path", "header"))
         what = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        if problem["type"] == "union_tag_invalid":  # pydantic's own words repeat the input
+            where, what = problem["ctx"]["discriminator"].strip("'"), f"Must be one of {problem['ctx']['expected_tags']}"
         said.append(f"{where}: {what}." if where else f"{what}.")
     return " ".join(said)
 
@@ -121,7 +128,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
         code = _HTTP_CODES.get(error.status_code, "invalid_request")
-        return response(error.status_code, shape(code, str(error.detail), retryable=False))
+        return response(error.status_code, shape(code, str(error.detail), retryable=False), headers=error.headers)
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:

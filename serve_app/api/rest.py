@@ -153,7 +153,7 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
 
     @router.get("/api/personalities", tags=["service"], response_model=wire.PersonalityList, summary="Who there is to talk to")
     async def personalities() -> Response:
-        views = [_personality_view(p) for p in service.personalities]
+        views = [_personality_view(p, service.personalities.pinned(p.name).version) for p in service.personalities]
         return _json(wire.PersonalityList(personalities=views, default=service.personalities.default, node=service.node))
 
     return router
@@ -261,12 +261,12 @@ def _conversation_view(conversation: Conversation) -> wire.ConversationView:
     )
 
 
-def _personality_view(personality: Personality) -> wire.PersonalityView:
+def _personality_view(personality: Personality, version: str) -> wire.PersonalityView:
     return wire.PersonalityView(
         name=personality.name,
         display_name=personality.display_name,
         description=personality.description,
-        version=personality.version,
+        version=version,
         pools=list(personality.pools),
     )
 

@@ -1,7 +1,8 @@
 """One WebSocket connection: frames in, a client's turns out.
 
-The mission's client gets one frame per answer, with `content` and `node`. Once a frame has asked with `"stream": true`
-or `resume`, the connection gets every event. A connection sees all turns of its client, also those begun elsewhere.
+The mission's client gets one frame per answer, with `content` and `node`. Once a frame has asked with `"stream": true` or
+`resume`, or the address with `?stream=true`, the connection gets every event. It sees all turns of its client, also those
+begun elsewhere.
 """
 
 import asyncio
@@ -36,6 +37,15 @@ FLOOD_LIMIT = 500
 TOUCH_EVERY_S = 600.0
 """A live connection keeps its session alive (an hour without it ends one)."""
 
+_REASON = 120
+"""Longest reason of a close: the protocol gives it 123 bytes."""
+_LEFT = (WebSocketDisconnect, RuntimeError, OSError)
+"""How a leaving client shows in a send; Serve's proxies differ in it."""
+
+
+class _Gone(Exception):
+    """The client has left."""
+
 
 class Connection:
     """A client's connection, from accept to close."""
@@ -56,28 +66,36 @@ class Connection:
 
     async def serve(self, claimed: str, *, stream: bool) -> None:
         """Serve until the client leaves. Turns go on without it."""
-        await self._socket.accept()
         try:
-            caller = await self._access.caller(self._socket, claimed)
-            if not caller.client_id:
-                raise InvalidRequest("client_id: must not be empty.")
-            self._client_id, self._streams = caller.client_id, stream
-            await self._service.touch_session(self._client_id, connected=True)
+            await self._serve(claimed, stream=stream)
+        except _Gone as gone:
+            log.debug("The client %s has left: %r", self._client_id, gone.__cause__)
         except ChatError as error:
-            await self._send(self._error(error))
-            await self._socket.close(errors.close_code_of(error.code), error.message[:120])
-            return
-        try:
-            async with self._service.listen(self._client_id) as live:
-                await self._attach()
-                self._spawn(self._watch(live))
-                self._spawn(self._keep_session())
-                await self._read()
-        except (WebSocketDisconnect, RuntimeError) as gone:
-            # Serve's proxies differ in how a leaving client shows: as a disconnect, or as a send that fails.
-            log.debug("Connection of %s ended: %s", self._client_id, gone)
+            await self._refuse(error)
+        except Exception:
+            log.exception("Unhandled error in a connection.")
+            await self._refuse(errors.Internal())
         finally:
             await self._close()
+
+    async def _serve(self, claimed: str, *, stream: bool) -> None:
+        await self._socket.accept()
+        caller = await self._access.caller(self._socket, claimed)
+        if not caller.client_id:
+            raise InvalidRequest("client_id: must not be empty.")
+        self._client_id, self._streams = caller.client_id, stream
+        await self._service.touch_session(self._client_id, connected=True)
+        async with self._service.listen(self._client_id) as live:
+            await self._attach()
+            self._spawn(self._watch(live))
+            self._spawn(self._keep_session())
+            await self._read()
+
+    async def _refuse(self, error: ChatError) -> None:
+        """Say why, and close the connection."""
+        with contextlib.suppress(_Gone):
+            await self._send(self._error(error))
+            await self._end(errors.close_code_of(error.code), error.message)
 
     async def _close(self) -> None:
         for task in self._tasks:
@@ -93,7 +111,7 @@ class Connection:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, WebSocketDisconnect | RuntimeError | OSError):
+            if not isinstance(error, _Gone):
                 log.error("A task of a connection failed.", exc_info=error)
 
     # -- what comes in
@@ -107,7 +125,7 @@ class Connection:
             try:
                 if not self._may_speak():
                     if self._dropped > FLOOD_LIMIT:
-                        await self._socket.close(errors.close_code_of(errors.TooManyFrames.code), "too many frames")
+                        await self._end(errors.close_code_of(errors.TooManyFrames.code), "too many frames")
                         return
                     continue
                 if text is None:
@@ -115,6 +133,11 @@ class Connection:
                 await self._take(text)
             except ChatError as error:
                 await self._send(self._error(error, _message_id(text)))
+            except _Gone:
+                raise
+            except Exception:
+                log.exception("Unhandled error in a frame.")
+                await self._send(self._error(errors.Internal(), _message_id(text)))
 
     def _may_speak(self) -> bool:
         """Count a frame against the flood limit; the first one that is too many gets an error frame."""
@@ -169,14 +192,14 @@ class Connection:
         except BaseException:
             self._feeds.close(turn_id, feed)
             raise
-        if frame.stream:
+        if self._streams:
             accepted = self._service.accepted(begun, frame.message).model_dump()
             await self._send({**accepted, "message_id": frame.message_id} if frame.message_id else accepted)
         if begun.attached:
             self._feeds.close(turn_id, feed)
-            self._follow(begun.turn_id, stream=frame.stream)
+            self._follow(begun.turn_id, stream=self._streams)
         else:
-            self._follow(turn_id, stream=frame.stream, feed=feed, fresh=True)
+            self._follow(turn_id, stream=self._streams, feed=feed, fresh=True)
 
     async def _resume(self, frame: wire.ResumeFrame) -> None:
         self._streams = True
@@ -241,8 +264,18 @@ class Connection:
                 await self._service.touch_session(self._client_id)
 
     async def _send(self, frame: dict[str, object]) -> None:
+        text = orjson.dumps(frame).decode()
         async with self._sending:
-            await self._socket.send_text(orjson.dumps(frame).decode())
+            try:
+                await self._socket.send_text(text)
+            except _LEFT as error:
+                raise _Gone() from error
+
+    async def _end(self, code: int, reason: str) -> None:
+        try:
+            await self._socket.close(code, reason[:_REASON])
+        except _LEFT as error:
+            raise _Gone() from error
 
     @staticmethod
     def _error(error: ChatError, message_id: str = "") -> dict[str, object]:
@@ -264,5 +297,5 @@ def _message_id(text: str | None) -> str:
     with contextlib.suppress(ValueError, RecursionError):
         data = json.loads(text or "")
         if isinstance(data, dict) and isinstance(data.get("message_id"), str):
-            return str(data["message_id"])[:128]
+            return str(data["message_id"])[:128].encode(errors="replace").decode()
     return ""

@@ -116,8 +116,9 @@ class Generator:
         """Let the engine speak into the writer; return why it ended badly, if so, and the usage."""
         writer = current.writer
         prefix = Prefix(writer.text(), tuple(i for piece in claim.pieces for i in piece.token_ids))
-        prompt = build_prompt(claim.plan.personality, claim.history)
-        stream = self._engine.generate(prompt, claim.plan.options, prefix, run=run)
+        personality = claim.plan.personality.open()
+        prompt = build_prompt(personality, claim.history)
+        stream = self._engine.generate(prompt, claim.options.over(personality.options), prefix, run=run)
         # A task of its own, so that interrupting the engine can never cancel the writing down.
         current.listening = listening = asyncio.create_task(self._listen(current, stream))
         try:
@@ -159,6 +160,7 @@ class Generator:
                 writer.add(piece.text, piece.token_ids)
                 if writer.full:
                     await writer.room()
+        writer.stop_appending()  # at once, so that the rest goes with `finish` and not in an append of its own
         return usage
 
     async def _finish(self, current: _Run, claim: Claim, outcome: tuple[ChatError | None, Usage]) -> None:

@@ -6,7 +6,9 @@ claim, so that a roll-out in the middle of an answer changes nothing in it (law 
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,11 +47,31 @@ class Personality(BaseModel):
     options: Options = Field(default_factory=lambda: Options.model_construct(), description="Defaults where a request asks for nothing.")
     script: Script = Field(description="Their lines for the scripted engine.")
 
-    @property
-    def version(self) -> str:
-        """Twelve hexadecimal digits that change with any change of the personality."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+    def pinned(self) -> "PinnedPersonality":
+        """Return this personality as a turn pins it."""
+        document = json.dumps(self.model_dump(mode="json", exclude_none=True), sort_keys=True).encode()
+        return PinnedPersonality(self.name, hashlib.sha256(document).hexdigest()[:12], document)
+
+
+@dataclass(frozen=True)
+class PinnedPersonality:
+    """A personality as one exact version: what travels to a replica and is kept for later attempts (law 5).
+
+    `version` is twelve hexadecimal digits that change with any change of the personality; `document` is its JSON.
+    """
+
+    name: str
+    version: str
+    document: bytes
+
+    def open(self) -> Personality:
+        """Return the personality; each version is parsed once per process."""
+        return _open(self.document)
+
+
+@lru_cache(maxsize=256)
+def _open(document: bytes) -> Personality:
+    return Personality.model_validate_json(document)
 
 
 class Personalities:
@@ -66,6 +88,7 @@ class Personalities:
             if member.name in self._members:
                 raise ValueError(f"Two personalities are called {member.name!r}; names must differ.")
             self._members[member.name] = member
+        self._pinned = {name: member.pinned() for name, member in self._members.items()}
         if not self._members:
             raise ValueError("There is no personality: put at least one YAML file into configs/personalities.")
         self.default = default or next(iter(self._members))
@@ -84,6 +107,10 @@ class Personalities:
             known = ", ".join(self._members)
             raise PersonalityNotFound(f"There is no personality {name!r}. There are: {known}.") from None
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def pinned(self, name: str) -> PinnedPersonality:
+        """Return the present version of a personality that `get` knows."""
+        return self._pinned[name]
+
+    def __iter__(self) -> Iterator[Personality]:
         """Iterate over the personalities in the order of their files."""
         return iter(self._members.values())

@@ -24,7 +24,6 @@ from serve_app.chat.errors import (
 )
 from serve_app.chat.events import Event, Queued
 from serve_app.chat.ids import new_token
-from serve_app.chat.options import Options
 from serve_app.chat.personalities import Personalities
 from serve_app.chat.turns import BARREN_ATTEMPTS, Due, Plan, TurnStore, Verdict
 
@@ -129,7 +128,7 @@ class Supervisor:
         while True:
             run = new_token()
             self._waiting[due.turn_id] = token
-            plan = Plan(pools[tried % len(pools)], personality, Options.model_construct())
+            plan = Plan(pools[tried % len(pools)], self.personalities.pinned(personality.name))
             try:
                 outcome = await self._pools.run_turn(due.turn_id, dispatch=token, run=run, plan=plan)
             except (EngineUnavailable, Overloaded) as reason:

@@ -14,7 +14,7 @@ from typing import Protocol
 from serve_app.chat.events import End, Event
 from serve_app.chat.messages import Message
 from serve_app.chat.options import Options
-from serve_app.chat.personalities import Personality
+from serve_app.chat.personalities import PinnedPersonality
 
 
 LEASE_MS = 3_000
@@ -77,8 +77,7 @@ class Plan:
     """How a turn is answered; pinned at the first claim and the same for every later attempt (law 5)."""
 
     pool: str
-    personality: Personality
-    options: Options
+    personality: PinnedPersonality
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ class Claim:
     conversation_id: str
     node: str
     plan: Plan
+    options: Options
     history: tuple[Message, ...]
     pieces: tuple[LoggedPiece, ...]
     remaining_ms: int

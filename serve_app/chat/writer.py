@@ -64,7 +64,7 @@ class Writer:
         Raises:
             Superseded: the turn was not this run's any more.
         """
-        self._closing.set()
+        self.stop_appending()
         self._wake.set()
         self._close_piece()
         task, self._task = self._task, None
@@ -76,6 +76,10 @@ class Writer:
                 raise
         if kind is None and self.refused is not None:
             raise Superseded(self.refused)
+
+    def stop_appending(self) -> None:
+        """Say that the engine is through: what is not on its way yet goes with `finish`."""
+        self._closing.set()
 
     @property
     def closed(self) -> bool:

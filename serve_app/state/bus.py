@@ -183,8 +183,10 @@ class RedisBus(Bus):
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
 
-    def _take(self, reply: list[bytes]) -> None:
+    def _take(self, reply: list[bytes] | bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
+        if isinstance(reply, bytes):  # the answer to a PING while nothing is subscribed
+            return
         kind, name = reply[0], reply[1]
         if kind == b"message":
             channel = self._channels.get(name.decode())

@@ -4,6 +4,8 @@ Async only; every command has a timeout (a half-open connection must not hang a 
 caller decides how long it can wait; what means "Redis is away" is decided here and nowhere else.
 """
 
+import re
+
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection as Connection
 from redis.asyncio.retry import Retry
@@ -14,7 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 COMMAND_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 1.0
-_AWAY_PREFIXES = ("NOREPLICAS", "MASTERDOWN", "LOADING", "MISCONF", "READONLY", "UNKILLABLE", "BUSY", "CLUSTERDOWN")
+_AWAY = re.compile(r"(?:^|: -)(?:NOREPLICAS|MASTERDOWN|LOADING|MISCONF|READONLY|OOM|UNKILLABLE|BUSY|CLUSTERDOWN)\b")
+"""Redis before 7 wraps what a command in a script ran into: `Error running script (…): @user_script: 1: -READONLY …`."""
 
 
 def connect(url: str) -> Redis:
@@ -46,7 +49,7 @@ def is_away(error: BaseException) -> bool:
     """Say whether `error` means that Redis cannot take writes now, but may again (law 9)."""
     if isinstance(error, RedisConnectionError | RedisTimeoutError | ReadOnlyError | OutOfMemoryError | OSError):
         return True
-    return isinstance(error, ResponseError) and str(error).startswith(_AWAY_PREFIXES)
+    return isinstance(error, ResponseError) and _AWAY.search(str(error)) is not None
 
 
 __all__ = ["COMMAND_TIMEOUT_S", "Connection", "Redis", "RedisError", "connect", "is_away", "listening_connection"]

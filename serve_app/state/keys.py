@@ -12,6 +12,7 @@
 | `aurora:turns:open` | zset, turn_id by end of lease (ms) | – | every script of a turn |
 | `aurora:turns:client:{client_id}` | zset, its latest turn_ids by begin (ms) | `LOG_SECONDS` after the last end | begin, finish |
 | `aurora:idempotency:{client_id}:{key}` | string, JSON | `TOMBSTONE_SECONDS` after the end | begin, finish |
+| `aurora:personality:{name}:{version}` | string, JSON | `TOMBSTONE_SECONDS` after the last claim with it | claim |
 | `aurora:sweep` | string, ms of the last sweep | – | sweep |
 
 | channel | what |
@@ -41,6 +42,7 @@ _PREFIXES = {
     "open": "aurora:turns:open",
     "client_turns": "aurora:turns:client:",
     "idempotency": "aurora:idempotency:",
+    "personality": "aurora:personality:",
     "sweep": "aurora:sweep",
     "chat_channel": "aurora:chat:message",
     "session_channel": "aurora:user:session",

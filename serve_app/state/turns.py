@@ -9,7 +9,7 @@ from serve_app.chat import errors
 from serve_app.chat.events import EVENT_VERSION, End, Event, parse_event
 from serve_app.chat.messages import Message, Role
 from serve_app.chat.options import Options
-from serve_app.chat.personalities import Personality
+from serve_app.chat.personalities import PinnedPersonality
 from serve_app.chat.turns import Begun, Claim, Due, Held, LoggedPiece, NewTurn, Plan, Snapshot, TurnStore, Verdict
 
 from serve_app.state.scripts import Scripts
@@ -53,19 +53,26 @@ class RedisTurns(TurnStore):
 
     async def claim(self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int) -> Claim | Verdict:
         """See `TurnStore.claim`."""
-        reply = await self._scripts.run("claim", turn_id, dispatch, run, node, _dump_plan(plan), window, plan.pool)
+        personality = plan.personality
+        fixed = (turn_id, dispatch, run, node, window, plan.pool, personality.name, personality.version)
+        reply = await self._scripts.run("claim", *fixed, "")
+        if reply[0] == b"describe":
+            reply = await self._scripts.run("claim", *fixed, personality.document)
         how = reply[0].decode()
         if how != "ok":
             return Verdict(how)
-        attempt, client_id, conversation_id, at, kept_plan, options, remaining, count = _texts(reply[1:9])
-        end = 9 + int(count)
+        attempt, client_id, conversation_id, at, pool, name, version, options, remaining, count = _texts(reply[1:11])
+        if version != personality.version or name != personality.name:
+            personality = PinnedPersonality(name, version, reply[11])
+        end = 12 + int(count)
         return Claim(
             attempt=int(attempt),
             client_id=client_id,
             conversation_id=conversation_id,
             node=at,
-            plan=_load_plan(kept_plan, options),
-            history=tuple(Message.model_validate(orjson.loads(raw)) for raw in reply[9:end]),
+            plan=Plan(pool, personality),
+            options=Options.model_validate_json(options),
+            history=tuple(Message.model_validate_json(raw) for raw in reply[12:end]),
             pieces=_pieces(reply[end:]),
             remaining_ms=int(remaining),
         )
@@ -169,17 +176,6 @@ def _pieces(flat: Sequence[bytes]) -> tuple[LoggedPiece, ...]:
         if event["type"] == "piece":
             out.append(LoggedPiece(event["seq"], event["attempt"], event["text"], tuple(orjson.loads(ids)) if ids else ()))
     return tuple(out)
-
-
-def _dump_plan(plan: Plan) -> bytes:
-    return orjson.dumps({"v": 1, "pool": plan.pool, "personality": plan.personality.model_dump(mode="json")})
-
-
-def _load_plan(text: str, options: str) -> Plan:
-    data = orjson.loads(text)
-    personality = Personality.model_validate(data["personality"])
-    asked = Options.model_validate(orjson.loads(options))
-    return Plan(data["pool"], personality, asked.over(personality.options))
 
 
 def _due(turn_id: str, token: str, personality: str, attempt: str, barren: str, stopping: str, overdue: str, pool: str) -> Due:

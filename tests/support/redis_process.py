@@ -36,7 +36,9 @@ class RedisProcess:
 
     def start(self) -> None:
         path, _ = executable()
-        options = f"--bind 127.0.0.1 --port {self.port} --dir {self.folder} --appendonly yes --appendfsync everysec --loglevel warning"
+        options = (
+            f"--bind 127.0.0.1 --port {self.port} --dir {self.folder} --appendonly yes --appendfsync everysec --loglevel warning"
+        )
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen([path, *options.split(), "--save", ""], stdout=log, stderr=log)
         deadline = time.monotonic() + 20

@@ -57,12 +57,13 @@ end
 local conversation = K.conversation .. id
 local seq = redis.call('HINCRBY', conversation, 'last_seq', 1)
 redis.call('HSET', conversation, 'updated', a.timestamp, 'open_turn', a.turn_id)
-if seq == 1 then redis.call('HSET', conversation, 'title', a.title) end
+if redis.call('HGET', conversation, 'title') == '' then redis.call('HSET', conversation, 'title', a.title) end
 redis.call('ZADD', K.conversations .. a.client_id, ms(now), id)
 redis.call('SET', K.message .. id .. ':' .. seq, a.message)
 redis.call('HSET', turn, 'v', 1, 'state', 'open', 'token', a.token, 'client_id', a.client_id, 'conversation_id', id,
   'message_seq', seq, 'personality', personality, 'options', a.options, 'node', a.node, 'created', a.timestamp,
-  'deadline', ms(now + a.deadline_ms), 'attempt', 0, 'barren', 0, 'seq', 0, 'idempotency_key', a.idempotency_key)
+  'began', ms(now), 'deadline', ms(now + a.deadline_ms), 'attempt', 0, 'barren', 0, 'seq', 0,
+  'idempotency_key', a.idempotency_key)
 lease(a.turn_id, now)
 redis.call('ZADD', K.client_turns .. a.client_id, ms(now), a.turn_id)
 redis.call('PERSIST', K.client_turns .. a.client_id)

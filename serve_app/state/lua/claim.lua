@@ -1,22 +1,28 @@
 -- Begin an attempt: exchange the dispatch token for the run's own (laws 3, 5, 7).
--- ARGV: 1 turn_id, 2 dispatch token, 3 run token, 4 node, 5 plan (JSON; kept only by the first claim),
---       6 how many messages of history, 7 pool
--- Returns {'ok', attempt, client_id, conversation_id, node, plan, options, remaining ms, number of messages, messages …,
--- log entries …} or {'gone'|'superseded'|'exhausted'}. Idempotent by run token.
+-- ARGV: 1 turn_id, 2 dispatch token, 3 run token, 4 node, 5 how many messages of history, 6 pool, 7 personality's name,
+--       8 its version, 9 its document, or '' in the hope that it is kept already
+-- Returns {'ok', attempt, client_id, conversation_id, node, pool, name, version, options, remaining ms, number of
+-- messages, document ('' where name and version are those of the call), messages …, log entries …} |
+-- {'gone'|'superseded'|'exhausted'} | {'describe'}: call again, with the document. Idempotent by run token.
+-- The first claim pins pool and personality; later ones get what it pinned.
 local turn_id, key = ARGV[1], K.turn .. ARGV[1]
 local t = redis.call('HMGET', key, 'state', 'token', 'attempt', 'barren', 'client_id', 'conversation_id', 'message_seq',
-  'plan', 'seq', 'deadline', 'options', 'node', 'personality')
+  'pool', 'seq', 'deadline', 'options', 'node', 'personality', 'pinned')
 if t[1] ~= 'open' then return { 'gone' } end
 local attempt, said, now = tonumber(t[3]), tonumber(t[9]), now_ms()
-local plan = t[8] or ARGV[5]
+local pool, pinned = t[8] or ARGV[6], t[14] or (ARGV[7] .. ':' .. ARGV[8])
 local event
 
 if t[2] ~= ARGV[3] then
   if t[2] ~= ARGV[2] then return { 'superseded' } end
   if tonumber(t[4]) >= BARREN_ATTEMPTS then return { 'exhausted' } end
+  if redis.call('EXPIRE', K.personality .. pinned, TOMBSTONE_SECONDS) == 0 then
+    if ARGV[9] == '' then return { 'describe' } end
+    pinned = ARGV[7] .. ':' .. ARGV[8]
+    redis.call('SET', K.personality .. pinned, ARGV[9], 'EX', TOMBSTONE_SECONDS)
+  end
   attempt = attempt + 1
-  redis.call('HSET', key, 'token', ARGV[3], 'attempt', attempt, 'plan', plan, 'generated_on', ARGV[4])
-  redis.call('HSETNX', key, 'pool', ARGV[7])
+  redis.call('HSET', key, 'token', ARGV[3], 'attempt', attempt, 'pool', pool, 'pinned', pinned, 'generated_on', ARGV[4])
   redis.call('HINCRBY', key, 'barren', 1)
   if attempt == 1 then
     event = cjson.encode({ type = 'started', turn_id = turn_id, conversation_id = t[6], personality = t[13], node = ARGV[4],
@@ -29,9 +35,12 @@ if t[2] ~= ARGV[3] then
 end
 lease(turn_id, now)
 
-local out = { 'ok', tostring(attempt), t[5], t[6], t[12], plan, t[11], ms(tonumber(t[10]) - now), '0' }
+local name, version = string.match(pinned, '^(.*):(.*)$')
+local document = ''
+if name ~= ARGV[7] or version ~= ARGV[8] then document = redis.call('GET', K.personality .. pinned) or '' end
+local out = { 'ok', tostring(attempt), t[5], t[6], t[12], pool, name, version, t[11], ms(tonumber(t[10]) - now), '0', document }
 local last, names = tonumber(t[7]), {}
-for seq = math.max(1, last - tonumber(ARGV[6]) + 1), last do names[#names + 1] = K.message .. t[6] .. ':' .. seq end
+for seq = math.max(1, last - tonumber(ARGV[5]) + 1), last do names[#names + 1] = K.message .. t[6] .. ':' .. seq end
 local count = 0
 for _, message in ipairs(redis.call('MGET', unpack(names))) do
   if message then
@@ -39,7 +48,7 @@ for _, message in ipairs(redis.call('MGET', unpack(names))) do
     count = count + 1
   end
 end
-out[9] = tostring(count)
+out[11] = tostring(count)
 for _, entry in ipairs(entries(turn_id, '1-0')) do out[#out + 1] = entry end
 if event then tell(t[5], { event }) end
 return out

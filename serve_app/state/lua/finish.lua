@@ -32,7 +32,7 @@ if alive then
   redis.call('ZADD', K.conversations .. t[4], ms(now), t[5])
 end
 redis.call('HSET', key, 'state', ARGV[3], 'token', '', 'ended_by', ARGV[2], 'end', ARGV[4], 'reply_seq', reply_seq)
-redis.call('HDEL', key, 'plan', 'options')
+redis.call('HDEL', key, 'pinned', 'options')
 redis.call('ZREM', K.open, turn_id)
 redis.call('ZREMRANGEBYRANK', K.client_turns .. t[4], 0, -101)
 redis.call('EXPIRE', K.client_turns .. t[4], LOG_SECONDS)

@@ -9,7 +9,9 @@ if last == 0 or last > now or now - last > SWEEP_GAP_MS then
   -- passed counts against no deadline.
   for _, id in ipairs(redis.call('ZRANGE', K.open, 0, -1)) do
     lease(id, now)
-    if last > 0 and redis.call('EXISTS', K.turn .. id) == 1 then
+    local began = tonumber(redis.call('HGET', K.turn .. id, 'began') or '')
+    -- Where the clock went back, a turn that began by the new one has its deadline by the new one already.
+    if last > 0 and began and (now >= last or began > now) then
       redis.call('HINCRBY', K.turn .. id, 'deadline', ms(now - last))
     end
   end
