@@ -80,6 +80,8 @@ def environment(settings: Settings, *, mark: Mapping[str, str], ports: Mapping[s
         # Nobody else takes over what this one machine serves, so there is nothing to wait for (else up to 30 s) at the end.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_gcs_rpc_server_reconnect_timeout_s": _HOURS,
+        # Ray starts its workers with niceness 15, as if they were batch jobs. Here they are the service.
+        "RAY_worker_niceness": "0",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["fallback_http"]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports["fallback_grpc"]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports["replicas_first"]),

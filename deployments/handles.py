@@ -28,12 +28,13 @@ class RouterHandle(Dispatcher):
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         """Use the handle that Serve bound into the ingress."""
-        self._handle = _prefer_local(handle)
+        # The method's handle is made once: every attribute access on a handle copies all of its options.
+        self._take_turn = _prefer_local(handle).take_turn
 
     async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
         """See `Dispatcher.take_turn`."""
         async with asyncio.timeout(TAKE_TIMEOUT_S):
-            await self._handle.take_turn.remote(turn_id, token, personality)
+            await self._take_turn.remote(turn_id, token, personality)
 
 
 class PoolHandles(Pools):
@@ -41,17 +42,17 @@ class PoolHandles(Pools):
 
     def __init__(self, pools: Iterable[str], *, timeout_s: float) -> None:
         """Make handles for the pool applications named; a run that takes longer than `timeout_s` is given up."""
-        self._handles = {name: _prefer_local(serve.get_deployment_handle("Inference", app_name=name)) for name in pools}
+        self._run_turn = {name: _prefer_local(serve.get_deployment_handle("Inference", app_name=name)).run_turn for name in pools}
         self._timeout_s = timeout_s
 
     async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
         """See `Pools.run_turn`."""
-        handle = self._handles.get(plan.pool)
-        if handle is None:
+        run_turn = self._run_turn.get(plan.pool)
+        if run_turn is None:
             raise EngineUnavailable(f"There is no pool {plan.pool!r}.")
         try:
             async with asyncio.timeout(self._timeout_s):
-                return str(await handle.run_turn.remote(turn_id, dispatch, run, plan))
+                return str(await run_turn.remote(turn_id, dispatch, run, plan))
         except BackPressureError as full:
             raise Overloaded() from full
         except RayTaskError as failed:

@@ -39,7 +39,8 @@ class Inference:
                         history_messages=run.history_messages,
                     )
                     store = open_store(self._settings)
-                    generator = Generator(store.turns, self._engine, node=self._settings.node_name, config=config)
+                    replica = serve.get_replica_context().replica_id.unique_id
+                    generator = Generator(store.turns, self._engine, node=self._settings.node_name, replica=replica, config=config)
                     await generator.__aenter__()
                     self._generator = generator
         return self._generator

@@ -16,7 +16,8 @@ _DESCRIPTION = """Chat served from every node. **An answer, once asked for, arri
 
 WebSocket: `/ws/{client_id}`. Frames in: `{"type": "chat", "message": …, "personality"?, "conversation_id"?, "message_id"?,
 "stream"?, "options"?}`, `{"type": "resume", "turn_id", "after"}`, `{"type": "stop", "turn_id"}`, `{"type": "ping"}`.
-Out: one frame per answer with `content` and `node`; with `"stream": true` every event of the turn; `{"type": "error", "error": …}`."""
+Out: one frame per answer with `content` and `node`; with `"stream": true` every event of the turn;
+`{"type": "error", "error": …}`."""
 
 
 def build_app(service: ChatService, access: Access, about: About) -> FastAPI:

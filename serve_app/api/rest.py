@@ -5,12 +5,12 @@ from contextlib import aclosing
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pydantic import BaseModel
 
 from serve_app.api import errors, sse, wire
-from serve_app.api.access import Access, Caller
 from serve_app.api.about import About
+from serve_app.api.access import Access, Caller
 from serve_app.chat.errors import InvalidRequest
 from serve_app.chat.events import Done, End, Event, Failed, Piece, is_end
 from serve_app.chat.ids import IDEMPOTENCY_KEY, is_conversation_id, is_turn_id
@@ -26,10 +26,27 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _ClientQuery = Annotated[str, Query(description="Who is asking; then only what is theirs is shown.", examples=["user_123"])]
 _Limit = Annotated[int, Query(ge=1, le=200, description="How many at most.", examples=[50])]
 _Offset = Annotated[int, Query(ge=0, le=1_000_000, description="How many to skip.", examples=[0])]
+_TurnPath = Annotated[str, Path(description="The turn, as the answer to a message names it.", examples=[wire.TURN_EXAMPLE])]
+_ConversationPath = Annotated[
+    str, Path(description="The conversation, as the answer to a message names it.", examples=[wire.CONVERSATION_EXAMPLE])
+]
 _IdempotencyHeader = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", pattern=IDEMPOTENCY_KEY, description="Sent again with the same key, a message is answered once."),
+    Header(
+        alias="Idempotency-Key",
+        pattern=IDEMPOTENCY_KEY,
+        description="Sent again with the same key, a message is answered once.",
+        examples=["m-0001"],
+    ),
 ]
+_PIECE = f'{{"type": "piece", "turn_id": "{wire.TURN_EXAMPLE}", "seq": 1, "attempt": 1, "text": "Hi! "}}'
+_STREAM: dict[str, Any] = {
+    "text/event-stream": {"schema": {"type": "string"}, "example": f"id: 1\nevent: piece\ndata: {_PIECE}\n\n"}
+}
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"description": "The events of the turn, its end last.", "content": _STREAM}}
+_ANSWERED: dict[int | str, dict[str, Any]] = {
+    200: {"description": 'The answer; with `"stream": true` its events as they come, the end last.', "content": _STREAM}
+}
 
 
 def routes(service: ChatService, access: Access, about: About) -> APIRouter:
@@ -44,7 +61,7 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
     async def health() -> Response:
         return _json(await about.health(service.node))
 
-    @router.post("/api/chat", tags=["chat"], response_model=wire.ChatResponse, summary="Send a message")
+    @router.post("/api/chat", tags=["chat"], response_model=wire.ChatResponse, responses=_ANSWERED, summary="Send a message")
     async def chat(request: Request, body: wire.ChatRequest, idempotency_key: _IdempotencyHeader = None) -> Response:
         """Answers whole, or with `"stream": true` as server-sent events. The answer goes on if the caller leaves."""
         caller = await access.caller(request, body.client_id)
@@ -56,33 +73,36 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
             idempotency_key=idempotency_key or "",
             options=body.options or Options.model_construct(),
         )
-        events = service.ask(ask)
         if body.stream:
-            return await sse.respond(events)
-        return _whole(await _end_of(events))
+            return await sse.respond(service.ask_in_batches(ask))
+        return _whole(await _end_of(service.ask(ask)))
 
     @router.get("/api/turns/{turn_id}", tags=["turns"], response_model=wire.TurnView, summary="A turn as it stands")
-    async def turn(request: Request, turn_id: str, client_id: _ClientQuery = "") -> Response:
+    async def turn(request: Request, turn_id: _TurnPath, client_id: _ClientQuery = "") -> Response:
         snapshot = await service.turn(_turn_id(turn_id))
         access.check_turn(await access.caller(request, client_id), snapshot.client_id)
         return _json(_turn_view(snapshot, service.node))
 
-    @router.get("/api/turns/{turn_id}/events", tags=["turns"], summary="Follow a turn", response_class=Response)
+    @router.get(
+        "/api/turns/{turn_id}/events", tags=["turns"], summary="Follow a turn", responses=_STREAMED, response_class=Response
+    )
     async def turn_events(
         request: Request,
-        turn_id: str,
+        turn_id: _TurnPath,
         client_id: _ClientQuery = "",
         after: Annotated[int, Query(ge=0, le=10_000_000, description="Go on after this piece.", examples=[12])] = 0,
-        last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", description="The same, as browsers send it.")] = None,
+        last_event_id: Annotated[
+            str | None, Header(alias="Last-Event-ID", description="The same, as browsers send it.", examples=["12"])
+        ] = None,
     ) -> Response:
         """Server-sent events, from any node, during the turn and for ten minutes after; later only the end, whole."""
         snapshot = await service.turn(_turn_id(turn_id))
         access.check_turn(await access.caller(request, client_id), snapshot.client_id)
         position = _position(last_event_id, after)
-        return await sse.respond(service.follow(turn_id, after=position), after=position)
+        return await sse.respond(service.follow_in_batches(turn_id, after=position), after=position)
 
     @router.delete("/api/turns/{turn_id}", tags=["turns"], response_model=wire.TurnView, summary="Stop a turn")
-    async def stop(request: Request, turn_id: str, client_id: _ClientQuery = "") -> Response:
+    async def stop(request: Request, turn_id: _TurnPath, client_id: _ClientQuery = "") -> Response:
         """What was said so far stays. A turn that has ended stays as it ended."""
         snapshot = await service.turn(_turn_id(turn_id))
         access.check_turn(await access.caller(request, client_id), snapshot.client_id)
@@ -98,7 +118,9 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         caller = await access.caller(request, body.client_id)
         return _json(_session_view(await service.touch_session(caller.client_id, connected=True)))
 
-    @router.get("/api/conversations", tags=["conversations"], response_model=wire.ConversationList, summary="A client's conversations")
+    @router.get(
+        "/api/conversations", tags=["conversations"], response_model=wire.ConversationList, summary="A client's conversations"
+    )
     async def conversations(
         request: Request,
         client_id: Annotated[str, Query(description="Whose.", examples=["user_123"])],
@@ -111,7 +133,11 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         return _json(wire.ConversationList(conversations=views, count=len(views), total=total, node=service.node))
 
     @router.post(
-        "/api/conversations", tags=["conversations"], response_model=wire.ConversationView, status_code=201, summary="Start a conversation"
+        "/api/conversations",
+        tags=["conversations"],
+        response_model=wire.ConversationView,
+        status_code=201,
+        summary="Start a conversation",
     )
     async def create_conversation(request: Request, body: wire.NewConversation) -> Response:
         caller = await access.caller(request, body.client_id)
@@ -119,13 +145,18 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         return _json(_conversation_view(made), status=201)
 
     @router.get(
-        "/api/conversations/{conversation_id}/history", tags=["conversations"], response_model=wire.HistoryResponse, summary="Its messages"
+        "/api/conversations/{conversation_id}/history",
+        tags=["conversations"],
+        response_model=wire.HistoryResponse,
+        summary="Its messages",
     )
     async def history(
         request: Request,
-        conversation_id: str,
+        conversation_id: _ConversationPath,
         limit: _Limit = 50,
-        before: Annotated[int, Query(ge=0, le=10_000_000, description="Only messages before this seq; 0: the newest.", examples=[41])] = 0,
+        before: Annotated[
+            int, Query(ge=0, le=10_000_000, description="Only messages before this seq; 0: the newest.", examples=[41])
+        ] = 0,
         client_id: _ClientQuery = "",
     ) -> Response:
         page = await service.history(_conversation_id(conversation_id), limit=limit, before=before)
@@ -142,9 +173,13 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
             )
         )
 
-    @router.delete("/api/conversations/{conversation_id}", tags=["conversations"], status_code=204, summary="Delete a conversation")
+    @router.delete(
+        "/api/conversations/{conversation_id}", tags=["conversations"], status_code=204, summary="Delete a conversation"
+    )
     async def delete_conversation(
-        request: Request, conversation_id: str, client_id: Annotated[str, Query(description="Whose it is.", examples=["user_123"])]
+        request: Request,
+        conversation_id: _ConversationPath,
+        client_id: Annotated[str, Query(description="Whose it is.", examples=["user_123"])],
     ) -> Response:
         """Its open turn is stopped first; nothing of it comes back."""
         caller = await access.caller(request, client_id)
@@ -269,5 +304,3 @@ def _personality_view(personality: Personality, version: str) -> wire.Personalit
         version=version,
         pools=list(personality.pools),
     )
-
-

@@ -110,9 +110,8 @@ class Connection:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if not isinstance(error, _Gone):
-                log.error("A task of a connection failed.", exc_info=error)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, _Gone):
+            log.error("A task of a connection failed.", exc_info=error)
 
     # -- what comes in
 
@@ -241,7 +240,9 @@ class Connection:
                 self._follow(turn_id, stream=self._streams, fresh=seen)
             self._feeds.put(turn_id, batch)
 
-    def _follow(self, turn_id: str, *, stream: bool, after: int = 0, feed: Subscription | None = None, fresh: bool = False) -> None:
+    def _follow(
+        self, turn_id: str, *, stream: bool, after: int = 0, feed: Subscription | None = None, fresh: bool = False
+    ) -> None:
         """Follow a turn from `after`; whoever followed it on this connection before, no longer does."""
         feed = feed or self._feeds.open(turn_id)
         self._feeds.follow(turn_id, self._spawn(self._pass_on(turn_id, feed, stream=stream, after=after, fresh=fresh)))

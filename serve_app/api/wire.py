@@ -13,8 +13,8 @@ from serve_app.chat.options import Options
 MESSAGE_BYTES = 32 * 1024
 """Largest message, in bytes of UTF-8."""
 
-_TURN_EXAMPLE = "turn_01hx5w8k3m2n4p6q7r9s0tavbc"
-_CONVERSATION_EXAMPLE = "conv_user_123_1696608000"
+TURN_EXAMPLE = "turn_01hx5w8k3m2n4p6q7r9s0tavbc"
+CONVERSATION_EXAMPLE = "conv_user_123_1696608000"
 _TIME_EXAMPLE = "2025-10-06T12:00:01Z"
 
 
@@ -30,23 +30,33 @@ def _message(value: str) -> str:
     return value
 
 
-ClientId = Annotated[str, Field(pattern=CLIENT_ID, description="Who is asking: up to 64 of A-Z a-z 0-9 _ . @ -.", examples=["user_123"])]
+ClientId = Annotated[
+    str, Field(pattern=CLIENT_ID, description="Who is asking: up to 64 of A-Z a-z 0-9 _ . @ -.", examples=["user_123"])
+]
 PersonalityName = Annotated[
-    str, Field(pattern=PERSONALITY_NAME, description="Who shall answer; default: the conversation's, else the first.", examples=["robbie"])
+    str | None,
+    Field(
+        pattern=PERSONALITY_NAME,
+        description="Who shall answer; default: the conversation's, else the first.",
+        examples=["robbie"],
+    ),
 ]
 ConversationId = Annotated[
-    str,
+    str | None,
     Field(
         pattern=CONVERSATION_ID,
         description="The conversation to go on with; default: the session's current one with this personality, else a new one.",
-        examples=[_CONVERSATION_EXAMPLE],
+        examples=[CONVERSATION_EXAMPLE],
     ),
 ]
-MessageText = Annotated[str, AfterValidator(_message), Field(description="What to answer; up to 32 KB of UTF-8.", examples=["Hello Robbie!"])]
-MessageId = Annotated[
-    str, Field(pattern=IDEMPOTENCY_KEY, description="Idempotency key: sent again, it is answered once.", examples=["m-0001"])
+MessageText = Annotated[
+    str, AfterValidator(_message), Field(description="What to answer; up to 32 KB of UTF-8.", examples=["Hello Robbie!"])
 ]
-TurnId = Annotated[str, Field(pattern=TURN_ID, description="A turn.", examples=[_TURN_EXAMPLE])]
+MessageId = Annotated[
+    str | None,
+    Field(pattern=IDEMPOTENCY_KEY, description="Idempotency key: sent again, it is answered once.", examples=["m-0001"]),
+]
+TurnId = Annotated[str, Field(pattern=TURN_ID, description="A turn.", examples=[TURN_EXAMPLE])]
 
 
 class _Wire(BaseModel):
@@ -58,8 +68,8 @@ class ChatRequest(_Wire):
 
     message: MessageText
     client_id: ClientId
-    personality: PersonalityName | None = None
-    conversation_id: ConversationId | None = None
+    personality: PersonalityName = None
+    conversation_id: ConversationId = None
     stream: bool = Field(False, description="Answer with server-sent events instead of one JSON object.", examples=[False])
     options: Options | None = Field(None, description="What to ask of the engine.", examples=[{"max_tokens": 200}])
 
@@ -68,17 +78,19 @@ class ChatResponse(_Wire):
     """The whole answer."""
 
     response: str = Field(description="The reply, as stored.", examples=["Hi! I'm Robbie…"])
-    conversation_id: str = Field(description="The conversation it belongs to.", examples=[_CONVERSATION_EXAMPLE])
+    conversation_id: str = Field(description="The conversation it belongs to.", examples=[CONVERSATION_EXAMPLE])
     node: str = Field(description="The node that served the request.", examples=["aurora"])
     personality: str = Field(description="Who answered.", examples=["robbie"])
     timestamp: str = Field(description="When the reply was stored, UTC.", examples=[_TIME_EXAMPLE])
-    turn_id: str = Field(description="The turn.", examples=[_TURN_EXAMPLE])
+    turn_id: str = Field(description="The turn.", examples=[TURN_EXAMPLE])
     status: str = Field(description="`done`, or `stopped` where somebody stopped it.", examples=["done"])
     generated_on: str = Field(description="The node that made the text.", examples=["star"])
     model: str = Field(description="The model that made the text.", examples=["scripted-1"])
     attempt: int = Field(description="Which attempt ended the turn; 1 unless something died.", examples=[1])
     receipt: Receipt = Field(description="Proof of wholeness.", examples=[{"pieces": 12, "sha256": "2cf2…"}])
-    usage: Usage | None = Field(None, description="What it cost, in the engine's tokens.", examples=[{"prompt_tokens": 42, "completion_tokens": 20}])
+    usage: Usage | None = Field(
+        None, description="What it cost, in the engine's tokens.", examples=[{"prompt_tokens": 42, "completion_tokens": 20}]
+    )
 
 
 class SessionRequest(_Wire):
@@ -97,7 +109,7 @@ class SessionView(_Wire):
     user_id: str = Field(description="The user behind the client.", examples=["user_123"])
     created_at: str = Field(description="When the session began, UTC.", examples=[_TIME_EXAMPLE])
     conversations: dict[str, str] = Field(
-        description="The current conversation with each personality.", examples=[{"robbie": _CONVERSATION_EXAMPLE}]
+        description="The current conversation with each personality.", examples=[{"robbie": CONVERSATION_EXAMPLE}]
     )
 
 
@@ -112,26 +124,30 @@ class SessionList(_Wire):
 class HistoryResponse(_Wire):
     """A page of a conversation."""
 
-    conversation_id: str = Field(description="The conversation.", examples=[_CONVERSATION_EXAMPLE])
+    conversation_id: str = Field(description="The conversation.", examples=[CONVERSATION_EXAMPLE])
     messages: list[Message] = Field(description="Its messages, oldest first.", examples=[[]])
     count: int = Field(description="How many are in this page.", examples=[2])
     node: str = Field(description="The node that served the request.", examples=["aurora"])
     total: int = Field(description="How many the conversation has.", examples=[2])
-    before: int | None = Field(None, description="Pass this as `before` for the page before; absent at the beginning.", examples=[41])
+    before: int | None = Field(
+        None, description="Pass this as `before` for the page before; absent at the beginning.", examples=[41]
+    )
 
 
 class NewConversation(_Wire):
     """A conversation to start."""
 
     client_id: ClientId
-    personality: PersonalityName | None = None
-    title: Annotated[str, Field(max_length=120, description="Its title; default: the first words of its first message.", examples=["Plans"])] = ""
+    personality: PersonalityName = None
+    title: Annotated[
+        str, Field(max_length=120, description="Its title; default: the first words of its first message.", examples=["Plans"])
+    ] = ""
 
 
 class ConversationView(_Wire):
     """A conversation, as a list shows it."""
 
-    conversation_id: str = Field(description="Its id.", examples=[_CONVERSATION_EXAMPLE])
+    conversation_id: str = Field(description="Its id.", examples=[CONVERSATION_EXAMPLE])
     client_id: str = Field(description="Whose it is.", examples=["user_123"])
     personality: str = Field(description="With whom.", examples=["robbie"])
     title: str = Field(description="Its title.", examples=["Hello Robbie!"])
@@ -170,9 +186,9 @@ class PersonalityList(_Wire):
 class TurnView(_Wire):
     """A turn as it stands."""
 
-    turn_id: str = Field(description="The turn.", examples=[_TURN_EXAMPLE])
+    turn_id: str = Field(description="The turn.", examples=[TURN_EXAMPLE])
     state: str = Field(description="`open`, `done`, `failed` or `stopped`.", examples=["done"])
-    conversation_id: str = Field(description="Its conversation.", examples=[_CONVERSATION_EXAMPLE])
+    conversation_id: str = Field(description="Its conversation.", examples=[CONVERSATION_EXAMPLE])
     client_id: str = Field(description="Whose it is.", examples=["user_123"])
     personality: str = Field(description="Who answers.", examples=["robbie"])
     created: str = Field(description="When it began, UTC.", examples=[_TIME_EXAMPLE])
@@ -189,7 +205,9 @@ class EngineView(_Wire):
     pool: str = Field(description="The pool.", examples=["scripted"])
     engine: str = Field(description="The kind of engine.", examples=["scripted"])
     model: str = Field(description="The model.", examples=["scripted-1"])
-    language_model: bool = Field(description="False where the replies come from a script, not from a language model.", examples=[False])
+    language_model: bool = Field(
+        description="False where the replies come from a script, not from a language model.", examples=[False]
+    )
 
 
 class ServiceInfo(_Wire):
@@ -199,7 +217,9 @@ class ServiceInfo(_Wire):
     version: str = Field(description="Its version.", examples=["0.1.0"])
     node: str = Field(description="The node that served the request.", examples=["aurora"])
     status: str = Field(description="`running`.", examples=["running"])
-    engine: str = Field(description="The engines in use, in one line for people.", examples=["scripted (a script, not a language model)"])
+    engine: str = Field(
+        description="The engines in use, in one line for people.", examples=["scripted (a script, not a language model)"]
+    )
     engines: list[EngineView] = Field(description="The engines in use.", examples=[[]])
     personalities: list[str] = Field(description="Who there is to talk to.", examples=[["robbie", "allanbot", "kristina"]])
     endpoints: dict[str, str] = Field(description="What can be called.", examples=[{"POST /api/chat": "Send a message"}])
@@ -209,7 +229,9 @@ class ServiceInfo(_Wire):
 class HealthView(_Wire):
     """How this node is."""
 
-    status: str = Field(description="`healthy`, or `degraded` while Redis is away: answers pause and then go on.", examples=["healthy"])
+    status: str = Field(
+        description="`healthy`, or `degraded` while Redis is away: answers pause and then go on.", examples=["healthy"]
+    )
     node: str = Field(description="The node.", examples=["aurora"])
     redis: str = Field(description="`ok` or `away`.", examples=["ok"])
     timestamp: str = Field(description="Now, UTC.", examples=[_TIME_EXAMPLE])
@@ -219,15 +241,19 @@ class ErrorDetail(_Wire):
     """What went wrong."""
 
     code: str = Field(description="Stable, for programs.", examples=["turn_in_progress"])
-    message: str = Field(description="For people: what happened and what to do.", examples=["This conversation is still being answered."])
+    message: str = Field(
+        description="For people: what happened and what to do.", examples=["This conversation is still being answered."]
+    )
     retryable: bool = Field(description="Whether the same request may succeed later.", examples=[True])
-    turn_id: str | None = Field(None, description="The turn concerned, if any.", examples=[_TURN_EXAMPLE])
+    turn_id: str | None = Field(None, description="The turn concerned, if any.", examples=[TURN_EXAMPLE])
 
 
 class ErrorBody(_Wire):
     """The one error shape."""
 
-    error: ErrorDetail = Field(description="What went wrong.", examples=[{"code": "no_turn", "message": "No such turn.", "retryable": False}])
+    error: ErrorDetail = Field(
+        description="What went wrong.", examples=[{"code": "no_turn", "message": "No such turn.", "retryable": False}]
+    )
 
 
 class ChatFrame(_Wire):
@@ -235,9 +261,9 @@ class ChatFrame(_Wire):
 
     type: Literal["chat"]
     message: MessageText
-    personality: PersonalityName | None = None
-    conversation_id: ConversationId | None = None
-    message_id: MessageId | None = None
+    personality: PersonalityName = None
+    conversation_id: ConversationId = None
+    message_id: MessageId = None
     stream: bool = False
     options: Options | None = None
 

@@ -65,6 +65,7 @@ class Started(_Event):
     personality: str
     node: str
     attempt: int
+    replica: str = ""
 
 
 class Piece(_Event):
@@ -84,6 +85,7 @@ class Takeover(_Event):
     after_seq: int
     generated_on: str
     reason: str
+    replica: str = ""
 
 
 class Rewind(_Event):

@@ -5,6 +5,7 @@ is the pure part: it knows what was passed on so far, and says what an event mea
 """
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from serve_app.chat.errors import StoreUnavailable
 from serve_app.chat.events import Accepted, End, Event, Piece, Receipt, Rewind, Started, Takeover, is_end
@@ -128,11 +129,12 @@ async def follow(
     *,
     after: int = 0,
     fresh: bool = False,
-) -> AsyncGenerator[Event, None]:
-    """Yield the events of a turn beyond piece `after`, up to and with its one end.
+) -> AsyncGenerator[list[Event], None]:
+    """Yield the events of a turn beyond piece `after` in batches as they come, up to and with its one end.
 
-    `live` must have been confirmed before the call; with `fresh`, also before the turn began, so that the log need not be
-    read at first. While the store is away nothing comes, and then everything goes on (law 9).
+    An empty batch says that nothing came for a while, for whoever must show that it still lives. `live` must have been
+    confirmed before the call; with `fresh`, also before the turn began, so that the log need not be read at first. While
+    the store is away nothing comes, and then everything goes on (law 9).
 
     Raises:
         TurnNotFound: the turn is not known, or no longer.
@@ -140,26 +142,33 @@ async def follow(
     position = Position(after)
     behind = not fresh
     while True:
+        passed: list[Event] = []
         if behind:
             try:
-                events = await _from_log(turns, turn_id, position)
+                passed = await _from_log(turns, turn_id, position)
+                behind = False
             except StoreUnavailable:
-                continue
-            for event in events:
-                yield event
-            if position.end is not None:
-                return
-        batch = await live.next(SILENCE_S)
-        behind = batch is None
-        for live_event in batch or ():
-            passed = position.apply(live_event)
-            if passed is None:
-                behind = True
-                break
-            for event in passed:
-                yield event
+                pass
+        else:
+            batch = await live.next(SILENCE_S)
+            behind = batch is None
+            for event in batch or ():
+                news = position.apply(event)
+                if news is None:
+                    behind = True
+                    break
+                passed += news
+        yield passed
         if position.end is not None:
             return
+
+
+async def each(batches: AsyncGenerator[list[Event], None]) -> AsyncGenerator[Event, None]:
+    """Yield the events of `batches` one by one."""
+    async with aclosing(batches):
+        async for batch in batches:
+            for event in batch:
+                yield event
 
 
 async def _from_log(turns: TurnStore, turn_id: str, position: Position) -> list[Event]:

@@ -60,11 +60,14 @@ class _Run:
 class Generator:
     """Runs turns on one engine. Use as `async with`."""
 
-    def __init__(self, turns: TurnStore, engine: Engine, *, node: str, config: GeneratorConfig | None = None) -> None:
-        """Write to `turns` what `engine` says; `node` is where this happens."""
+    def __init__(
+        self, turns: TurnStore, engine: Engine, *, node: str, replica: str = "", config: GeneratorConfig | None = None
+    ) -> None:
+        """Write to `turns` what `engine` says; `node` and `replica` are where this happens."""
         self._turns = turns
         self._engine = engine
         self._node = node
+        self._replica = replica
         self._config = config or GeneratorConfig()
         self._runs: dict[str, _Run] = {}
         self._beat: asyncio.Task[None] | None = None
@@ -93,7 +96,13 @@ class Generator:
     async def run(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> Verdict:
         """Claim a turn and run it to its end; return `OK`, or why it was not this run's to end."""
         claim = await self._turns.claim(
-            turn_id, dispatch=dispatch, run=run, node=self._node, plan=plan, window=self._config.history_messages
+            turn_id,
+            dispatch=dispatch,
+            run=run,
+            node=self._node,
+            replica=self._replica,
+            plan=plan,
+            window=self._config.history_messages,
         )
         if isinstance(claim, Verdict):
             return claim

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from serve_app.chat import ids
 from serve_app.chat.ending import stop_turn
 from serve_app.chat.errors import ConversationNotFound
 from serve_app.chat.events import Accepted, Event
-from serve_app.chat.follow import follow
+from serve_app.chat.follow import each, follow
 from serve_app.chat.messages import now
 from serve_app.chat.options import OptionLimits, Options
 from serve_app.chat.personalities import Personalities
@@ -156,18 +157,23 @@ class ChatService:
         async with self._bus.listen(client_id, turn_id=turn_id) as live:
             yield live
 
-    async def ask(self, ask: Ask) -> AsyncGenerator[Event, None]:
-        """Begin a turn and yield its events, `accepted` first, its end last.
+    async def ask_in_batches(self, ask: Ask) -> AsyncGenerator[list[Event], None]:
+        """Begin a turn and yield its events in batches: `accepted` alone first, its end last; see `chat.follow.follow`.
 
         Raises:
-            ChatError: before the first event only; see `begin`.
+            ChatError: before the first batch only; see `begin`.
         """
         async with self._bus.listen(ask.client_id) as live:
             begun = await self.begin(ask)
-            yield self.accepted(begun, ask.message)
+            yield [self.accepted(begun, ask.message)]
             only = _OnlyOne(live, begun.turn_id)
-            async for event in follow(self._turns, only, begun.turn_id, fresh=not begun.attached):
-                yield event
+            async with aclosing(follow(self._turns, only, begun.turn_id, fresh=not begun.attached)) as batches:
+                async for batch in batches:
+                    yield batch
+
+    def ask(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """Begin a turn and yield its events one by one; see `ask_in_batches`."""
+        return each(self.ask_in_batches(ask))
 
     def accepted(self, begun: Begun, content: str) -> Accepted:
         """Return the event that says so."""
@@ -180,29 +186,36 @@ class ChatService:
             node=self.node,
         )
 
-    async def follow(self, turn_id: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
-        """Yield a turn's events beyond piece `after`, its end last; from the start also `accepted`.
+    async def follow_in_batches(self, turn_id: str, *, after: int = 0) -> AsyncGenerator[list[Event], None]:
+        """Yield a turn's events beyond piece `after` in batches, its end last; from the start also `accepted`.
 
         Raises:
-            TurnNotFound: before the first event only.
+            TurnNotFound: before the first batch only.
         """
         snapshot = await self._turns.read(turn_id, after=after)
         if after == 0:
-            yield Accepted(
-                turn_id=turn_id,
-                conversation_id=snapshot.conversation_id,
-                message_seq=snapshot.message_seq,
-                personality=snapshot.personality,
-            )
+            yield [
+                Accepted(
+                    turn_id=turn_id,
+                    conversation_id=snapshot.conversation_id,
+                    message_seq=snapshot.message_seq,
+                    personality=snapshot.personality,
+                )
+            ]
         async with self._bus.listen(snapshot.client_id, turn_id=turn_id) as live:
-            async for event in follow(self._turns, live, turn_id, after=after):
-                yield event
+            async with aclosing(follow(self._turns, live, turn_id, after=after)) as batches:
+                async for batch in batches:
+                    yield batch
+
+    def follow(self, turn_id: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Yield a turn's events one by one; see `follow_in_batches`."""
+        return each(self.follow_in_batches(turn_id, after=after))
 
     def follow_live(
         self, turn_id: str, live: Subscription, *, after: int = 0, fresh: bool = False
     ) -> AsyncGenerator[Event, None]:
         """Yield a turn's events beyond piece `after` through a subscription of the caller's; see `chat.follow.follow`."""
-        return follow(self._turns, live, turn_id, after=after, fresh=fresh)
+        return each(follow(self._turns, live, turn_id, after=after, fresh=fresh))
 
     async def turn(self, turn_id: str) -> Snapshot:
         """Return a turn as it stands.

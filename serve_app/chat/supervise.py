@@ -123,12 +123,13 @@ class Supervisor:
                 return
             # Rolled out of the configuration since its first claim: the pinned one goes on, this one is not looked at.
             personality = self.personalities.get(self.personalities.default)
+        pinned = self.personalities.pinned(personality.name)
         pools = (due.pool,) if due.pool else personality.pools
         token, tried = due.token, 0
         while True:
             run = new_token()
             self._waiting[due.turn_id] = token
-            plan = Plan(pools[tried % len(pools)], self.personalities.pinned(personality.name))
+            plan = Plan(pools[tried % len(pools)], pinned)
             try:
                 outcome = await self._pools.run_turn(due.turn_id, dispatch=token, run=run, plan=plan)
             except (EngineUnavailable, Overloaded) as reason:
@@ -142,6 +143,8 @@ class Supervisor:
                 else:
                     log.warning("Turn %s: attempt %d died; the next one starts.", due.turn_id, again.attempt)
                 due, token = again, again.token
+                if due.pool:  # claimed before: the pool it was pinned to goes on, and no other (law 5)
+                    pools = (due.pool,)
                 error = self._hopeless(due)
                 if due.stopping or error is not None:
                     await fail_turn(self._turns, due.turn_id, None if due.stopping else error, mine=token)

@@ -174,8 +174,13 @@ class TurnStore(Protocol):
         """
         ...
 
-    async def claim(self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int) -> Claim | Verdict:
-        """Begin an attempt: exchange the dispatch token for the run's. Only this counts as an attempt (law 7)."""
+    async def claim(
+        self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int, replica: str = ""
+    ) -> Claim | Verdict:
+        """Begin an attempt: exchange the dispatch token for the run's. Only this counts as an attempt (law 7).
+
+        `node` and `replica` say where it runs, `window` how many of the last messages the claim brings with it.
+        """
         ...
 
     async def append(self, turn_id: str, *, token: str, pieces: Sequence[LoggedPiece]) -> tuple[Verdict, int]:

@@ -4,8 +4,9 @@ Stands alone beside the vocabulary of `serve_app.chat.events`; needs neither Fas
 """
 
 from serve_app.chat.events import Accepted, Done, End, Event, Failed, Piece, Queued, Rewind, Started, Stopped, Takeover
-from serve_app.client.assembly import Assembly, Broken, BrokenPromise, Stretch
+from serve_app.client.assembly import Assembly, Stretch
 from serve_app.client.client import AuroraClient
+from serve_app.client.promises import Broken, BrokenPromise
 from serve_app.client.retry import NobodyAnswers, RequestRefused
 
 __all__ = [

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 
 from serve_app.chat.events import Event
-from serve_app.client.assembly import Assembly, Broken, BrokenPromise
+from serve_app.client.assembly import Assembly
+from serve_app.client.promises import Broken, BrokenPromise
 from serve_app.client.retry import Away, Patience, check
 from serve_app.client.sse import BadStream, read_events
 
@@ -147,12 +148,12 @@ class AuroraClient:
             try:
                 async with aclosing(self._events(assembly, begin)) as events:
                     async for event in events:
-                        patience.renew()
                         news = [] if event is None else assembly.take(event, over=connection)
                         if news is None:
                             break
+                        if news or event is None:  # repeats are no sign of life: a node may send them for ever
+                            patience.renew()
                         for item in news:
-                            patience.reset()
                             yield item
                         if assembly.end is not None:
                             return

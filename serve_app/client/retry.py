@@ -62,16 +62,12 @@ class Patience:
     def __init__(self, limit_s: float, nodes: Sequence[str]) -> None:
         self._limit_s = limit_s
         self._nodes = nodes
-        self._tries = 0
         self.renew()
 
     def renew(self) -> None:
         """Somebody is there."""
-        self._until = asyncio.get_running_loop().time() + self._limit_s
-
-    def reset(self) -> None:
-        """There is news."""
         self._tries = 0
+        self._until = asyncio.get_running_loop().time() + self._limit_s
 
     async def wait(self, why: str, *, after_s: float = 0.0, turn_id: str = "", aftermath: str = "") -> None:
         """Return when it is time for the next try; `aftermath` says what became of the request otherwise.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
 from serve_app.chat import errors
 from serve_app.chat.events import EVENT_VERSION, End, Event, parse_event
@@ -14,6 +15,7 @@ from serve_app.chat.turns import Begun, Claim, Due, Held, LoggedPiece, NewTurn, 
 
 from serve_app.state.scripts import Scripts
 
+_HISTORY = TypeAdapter(tuple[Message, ...])
 _REFUSALS: dict[str, type[errors.ChatError]] = {
     "idempotency_mismatch": errors.IdempotencyMismatch,
     "no_conversation": errors.ConversationNotFound,
@@ -51,10 +53,12 @@ class RedisTurns(TurnStore):
         turn_id, conversation_id, seq, personality = rest
         return Begun(turn_id, conversation_id, int(seq), personality, attached=how == "attached")
 
-    async def claim(self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int) -> Claim | Verdict:
+    async def claim(
+        self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int, replica: str = ""
+    ) -> Claim | Verdict:
         """See `TurnStore.claim`."""
         personality = plan.personality
-        fixed = (turn_id, dispatch, run, node, window, plan.pool, personality.name, personality.version)
+        fixed = (turn_id, dispatch, run, node, window, plan.pool, personality.name, personality.version, replica)
         reply = await self._scripts.run("claim", *fixed, "")
         if reply[0] == b"describe":
             reply = await self._scripts.run("claim", *fixed, personality.document)
@@ -72,7 +76,7 @@ class RedisTurns(TurnStore):
             node=at,
             plan=Plan(pool, personality),
             options=Options.model_validate_json(options),
-            history=tuple(Message.model_validate_json(raw) for raw in reply[12:end]),
+            history=_HISTORY.validate_json(b"[%s]" % b",".join(reply[12:end])),
             pieces=_pieces(reply[end:]),
             remaining_ms=int(remaining),
         )

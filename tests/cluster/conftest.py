@@ -25,6 +25,7 @@ class Home:
     """The command line at work on one home folder."""
 
     def __init__(self, home: Path, **settings: Any) -> None:
+        self._adopted: list[subprocess.Popen[bytes]] = []
         ports = InternalPorts()
         self.settings = Settings(home=home, **{"port": ports.take(), "dashboard_port": ports.take(), **settings})
 
@@ -69,8 +70,15 @@ class Home:
         record = run_record.load(self.settings.home)
         return belonging_to(self.settings.home, record.sessions if record else ())
 
+    def adopt(self, process: "subprocess.Popen[bytes]") -> None:
+        """End `process`, which a test started in place of one of ours, together with this Aurora."""
+        self._adopted.append(process)
+
     def close(self) -> None:
         self.run("down")
+        for adopted in self._adopted:
+            adopted.kill()
+            adopted.wait(10)
         for process in self.processes():
             process.kill()
         shutil.rmtree(self.settings.ray_folder, ignore_errors=True)

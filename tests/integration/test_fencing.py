@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import pytest
 
@@ -15,8 +15,23 @@ from serve_app.chat.service import Ask
 from serve_app.chat.turns import Verdict
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack
-from tests.support.turn_tools import Assembled, Open, Published, Store, claim, dump, ending, ends_in, events_in, fall_due, logged
-from tests.support.turn_tools import open_turn, plan, store
+from tests.support.turn_tools import (
+    Assembled,
+    Open,
+    Published,
+    Store,
+    claim,
+    dump,
+    ending,
+    ends_in,
+    events_in,
+    fall_due,
+    logged,
+    lose_after,
+    open_turn,
+    plan,
+    store,
+)
 from tests.support.waiting import Listening
 
 pytestmark = pytest.mark.integration
@@ -84,8 +99,7 @@ async def test_after_the_end_nobody_changes_a_byte_not_even_the_one_who_ended_it
 async def test_the_token_decides_where_two_runs_hold_the_same_attempt_number(redis_server: RedisProcess, at: Store) -> None:
     turn = await taken_over(at)
     # A failover lost the second claim: the number goes back, and is given again to somebody else.
-    await at.redis.hset("aurora:turn:" + turn.turn_id, mapping={"attempt": 1, "token": "d9"})
-    await at.redis.xdel(f"aurora:turn:{turn.turn_id}:log", "2-2")
+    await lose_after(at, turn.turn_id, seq=2, attempt=1, token="d9")
     again = await claim(at, turn.turn_id, "d9", "the-other-second-run", node="vengeance")
     assert again.attempt == 2
     before = dump(redis_server)
@@ -156,8 +170,12 @@ async def _race(nodes: list[Store], turn: Open, mine: str) -> None:
     done = nodes[1].turns.finish(turn.turn_id, token=turn.run, end=whole, tail=logged(["two."], after=1), from_seq=2)
     failed = fail_turn(nodes[2].turns, turn.turn_id, AttemptsExhausted(), mine=mine)
     racers = [done, stop_turn(nodes[3].turns, turn.turn_id), failed, _delete(nodes[4], turn)]
-    random.shuffle(racers)
-    await asyncio.gather(*racers)
+    await asyncio.gather(*map(_at_any_moment, racers))
+
+
+async def _at_any_moment(racer: Awaitable[object]) -> None:
+    await asyncio.sleep(random.random() * 0.004)
+    await racer
 
 
 async def _delete(at: Store, turn: Open) -> None:

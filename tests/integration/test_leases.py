@@ -40,7 +40,7 @@ async def at(redis_server: RedisProcess) -> AsyncIterator[Store]:
 
 
 class DyingPool:
-    """Claims every turn and dies of it, after saying the next of `words`, if any. From the second death on, its lease has lapsed."""
+    """Claims every turn and dies of it, after saying the next of `words`, if any; from the second death on, long ago."""
 
     def __init__(self, at: Store, *words: str) -> None:
         self._at = at

@@ -150,6 +150,14 @@ async def test_the_same_key_sent_again_meanwhile_at_another_node_is_attached_to_
     assert check_whole([e.data for e in again]) == whole["response"]
 
 
+async def test_twenty_requests_with_one_key_at_once_are_one_turn(client: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*(chat(client, key="k-1", options=paced(10, 50)) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.text for answer in answers}) == 1
+    page = (await client.get(f"/api/conversations/{answers[0].json()['conversation_id']}/history")).json()
+    assert page["total"] == 2
+
+
 @pytest.mark.parametrize("change", [{"message": "Another"}, {"personality": "kristina"}, {"options": {"words": 3}}])
 async def test_the_same_key_with_another_body_is_refused_and_nothing_is_stored(
     client: httpx.AsyncClient, redis_server: RedisProcess, change: dict[str, object]
@@ -226,17 +234,20 @@ async def test_the_personalities_are_listed_with_the_default(client: httpx.Async
 
 
 async def test_health_says_that_redis_is_away_and_a_message_meanwhile_is_503_and_retryable(own_redis: RedisProcess) -> None:
-    async with Stack(own_redis.url, patience_s=0.2) as stack, stack.serving() as url:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            assert (await client.get("/health")).json()["status"] == "healthy"
-            own_redis.kill()
-            health = await client.get("/health")
-            assert (health.status_code, health.json()["status"], health.json()["redis"]) == (200, "degraded", "away")
-            answer = await chat(client, key="k-1")
-            assert answer.status_code == 503
-            assert answer.json()["error"] == {**answer.json()["error"], "code": "store_unavailable", "retryable": True}
-            own_redis.start()
-            assert (await chat(client, key="k-1")).status_code == 200
+    async with (
+        Stack(own_redis.url, patience_s=0.2) as stack,
+        stack.serving() as url,
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        assert (await client.get("/health")).json()["status"] == "healthy"
+        own_redis.kill()
+        health = await client.get("/health")
+        assert (health.status_code, health.json()["status"], health.json()["redis"]) == (200, "degraded", "away")
+        answer = await chat(client, key="k-1")
+        assert answer.status_code == 503
+        assert answer.json()["error"] == {**answer.json()["error"], "code": "store_unavailable", "retryable": True}
+        own_redis.start()
+        assert (await chat(client, key="k-1")).status_code == 200
 
 
 async def test_an_unknown_route_and_an_unknown_method_have_the_one_error_shape(client: httpx.AsyncClient) -> None:

@@ -37,7 +37,9 @@ async def listed(client: httpx.AsyncClient, client_id: str = "ann", **params: in
     return dict((await client.get("/api/conversations", params={"client_id": client_id, **params})).json())
 
 
-async def test_without_an_id_a_message_goes_on_with_the_current_conversation_of_that_personality(client: httpx.AsyncClient) -> None:
+async def test_without_an_id_a_message_goes_on_with_the_current_conversation_of_that_personality(
+    client: httpx.AsyncClient,
+) -> None:
     robbie, kristina = await chat(client), await chat(client, personality="kristina")
     assert robbie["conversation_id"] != kristina["conversation_id"]
     assert (await chat(client))["conversation_id"] == robbie["conversation_id"]
@@ -76,7 +78,13 @@ async def test_a_reply_remembers_what_the_conversation_was_told(client: httpx.As
 async def test_ids_taken_in_the_same_second_get_a_number(stack: Stack) -> None:
     made = [
         await stack.conversations.create(
-            client_id="ann", personality="robbie", title="", node="aurora", timestamp="2025-10-06T12:00:00Z", unix=1696608000, marker=m
+            client_id="ann",
+            personality="robbie",
+            title="",
+            node="aurora",
+            timestamp="2025-10-06T12:00:00Z",
+            unix=1696608000,
+            marker=m,
         )
         for m in ("a", "b", "c")
     ]
@@ -178,7 +186,9 @@ async def test_deleting_a_conversation_that_is_being_answered_ends_the_turn_and_
     assert (turn["state"], turn["content"]) == ("stopped", "")
 
 
-async def test_somebody_elses_conversation_looks_like_none_and_stays(client: httpx.AsyncClient, redis_server: RedisProcess) -> None:
+async def test_somebody_elses_conversation_looks_like_none_and_stays(
+    client: httpx.AsyncClient, redis_server: RedisProcess
+) -> None:
     conversation = (await chat(client))["conversation_id"]
     before = everything(redis_server)
     for answer in (
@@ -206,13 +216,17 @@ async def test_a_session_is_created_once_announced_once_and_listed_as_the_seed_l
 
 
 async def test_sessions_are_paged_latest_activity_first_and_shared_by_the_nodes(stack: Stack, redis_server: RedisProcess) -> None:
-    async with Stack(redis_server.url, node="star") as star, stack.serving() as here, star.serving() as there:
-        async with httpx.AsyncClient() as http:
-            for name in ("a", "b", "c"):
-                await http.post(f"{here}/api/sessions", json={"client_id": name})
-            await http.post(f"{there}/api/sessions", json={"client_id": "a"})
-            pages = [(await http.get(f"{there}/api/sessions", params={"limit": 2, "offset": at})).json() for at in (0, 2)]
-    assert [s["client_id"] for p in pages for s in p["sessions"]][0] == "a"
+    async with (
+        Stack(redis_server.url, node="star") as star,
+        stack.serving() as here,
+        star.serving() as there,
+        httpx.AsyncClient() as http,
+    ):
+        for name in ("a", "b", "c"):
+            await http.post(f"{here}/api/sessions", json={"client_id": name})
+        await http.post(f"{there}/api/sessions", json={"client_id": "a"})
+        pages = [(await http.get(f"{there}/api/sessions", params={"limit": 2, "offset": at})).json() for at in (0, 2)]
+    assert pages[0]["sessions"][0]["client_id"] == "a"
     assert {s["client_id"] for p in pages for s in p["sessions"]} == {"a", "b", "c"}
     assert [p["total"] for p in pages] == [3, 3]
     assert pages[0]["sessions"][0]["node"] == "star"

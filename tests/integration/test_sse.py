@@ -119,11 +119,15 @@ async def test_when_the_pieces_are_no_longer_kept_a_resume_gives_the_whole_messa
 
 
 async def test_several_followers_at_other_nodes_see_the_same_answer_live(stack: Stack, redis_server: RedisProcess) -> None:
-    async with Stack(redis_server.url, node="star") as star, stack.serving() as here, star.serving() as there:
-        async with httpx.AsyncClient(base_url=here, timeout=20) as http:
-            seen = await begun(http, ask(words=50, speed=60), events=3)
-            url = f"/api/turns/{seen[0].data['turn_id']}/events"
-            streams = await asyncio.gather(*(all_sse(http, "GET", base + url) for base in (here, there, there)))
+    async with (
+        Stack(redis_server.url, node="star") as star,
+        stack.serving() as here,
+        star.serving() as there,
+        httpx.AsyncClient(base_url=here, timeout=20) as http,
+    ):
+        seen = await begun(http, ask(words=50, speed=60), events=3)
+        url = f"/api/turns/{seen[0].data['turn_id']}/events"
+        streams = await asyncio.gather(*(all_sse(http, "GET", base + url) for base in (here, there, there)))
     first, *others = ([e.data for e in stream] for stream in streams)
     text = check_whole(first)
     assert len(text.split()) == 50

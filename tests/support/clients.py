@@ -77,6 +77,15 @@ def check_whole(frames: Sequence[Frame]) -> str:
     return text
 
 
+def check_error(error: Frame) -> Frame:
+    """Check that this is an error as clients may see it; return it."""
+    assert {"code", "message", "retryable"} <= set(error) <= {"code", "message", "retryable", "turn_id"}
+    assert error["message"]
+    assert isinstance(error["retryable"], bool)
+    assert "Traceback" not in error["message"]
+    return error
+
+
 class Device:
     """One WebSocket connection of a client. Use as `async with`."""
 
@@ -121,7 +130,7 @@ class Device:
 def everything(server: RedisProcess, *, but: str = "aurora:sweep") -> dict[bytes, bytes]:
     """Return all that Redis holds, every key with its content; except the time of the last sweep."""
     with redis.Redis(port=server.port, protocol=2) as client:
-        return {key: client.dump(key) for key in client.keys() if key != but.encode()}
+        return {key: client.dump(key) for key in client.scan_iter() if key != but.encode()}
 
 
 def paced(words: int, per_second: float) -> dict[str, float]:

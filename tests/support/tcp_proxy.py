@@ -13,6 +13,7 @@ class TcpProxy:
         self.port = 0
         self.swallow: Callable[[bytes], bytes] = lambda chunk: chunk
         self.swallowed = 0
+        self.accepted = 0
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -51,6 +52,7 @@ class TcpProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.accepted += 1
         with contextlib.suppress(OSError, asyncio.CancelledError):
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target)
             self._writers |= {writer, up_writer}

@@ -127,6 +127,21 @@ async def fall_due(at: Store, *turn_ids: str) -> None:
         await at.redis.zadd("aurora:turns:open", dict.fromkeys(turn_ids, 0))
 
 
+async def lose_after(at: Store, turn_id: str, *, seq: int, attempt: int, token: str) -> None:
+    """Set a turn back to piece `seq` of `attempt`, held by `token`: what a failover does to writes that were not replicated."""
+    log = f"aurora:turn:{turn_id}:log"
+    kept = [
+        (entry, fields) for entry, fields in await at.redis.xrange(log) if tuple(map(int, entry.split(b"-"))) <= (seq, attempt)
+    ]
+    async with at.redis.pipeline(transaction=True) as pipe:
+        pipe.delete(log)
+        for entry, fields in kept:
+            if entry.endswith(b"-0") or int(entry.rpartition(b"-")[2]) <= attempt:
+                pipe.xadd(log, fields, id=entry)
+        pipe.hset("aurora:turn:" + turn_id, mapping={"seq": seq, "attempt": attempt, "token": token})
+        await pipe.execute()
+
+
 def dump(server: RedisProcess, *, scores: bool = True) -> dict[str, Any]:
     """Return every key with its type, its value and how long it lives; without `scores`, no times."""
     with server.client() as client:

@@ -1,6 +1,6 @@
 -- Begin an attempt: exchange the dispatch token for the run's own (laws 3, 5, 7).
 -- ARGV: 1 turn_id, 2 dispatch token, 3 run token, 4 node, 5 how many messages of history, 6 pool, 7 personality's name,
---       8 its version, 9 its document, or '' in the hope that it is kept already
+--       8 its version, 9 replica, 10 the document, or '' in the hope that it is kept already
 -- Returns {'ok', attempt, client_id, conversation_id, node, pool, name, version, options, remaining ms, number of
 -- messages, document ('' where name and version are those of the call), messages …, log entries …} |
 -- {'gone'|'superseded'|'exhausted'} | {'describe'}: call again, with the document. Idempotent by run token.
@@ -17,19 +17,19 @@ if t[2] ~= ARGV[3] then
   if t[2] ~= ARGV[2] then return { 'superseded' } end
   if tonumber(t[4]) >= BARREN_ATTEMPTS then return { 'exhausted' } end
   if redis.call('EXPIRE', K.personality .. pinned, TOMBSTONE_SECONDS) == 0 then
-    if ARGV[9] == '' then return { 'describe' } end
+    if ARGV[10] == '' then return { 'describe' } end
     pinned = ARGV[7] .. ':' .. ARGV[8]
-    redis.call('SET', K.personality .. pinned, ARGV[9], 'EX', TOMBSTONE_SECONDS)
+    redis.call('SET', K.personality .. pinned, ARGV[10], 'EX', TOMBSTONE_SECONDS)
   end
   attempt = attempt + 1
   redis.call('HSET', key, 'token', ARGV[3], 'attempt', attempt, 'pool', pool, 'pinned', pinned, 'generated_on', ARGV[4])
   redis.call('HINCRBY', key, 'barren', 1)
   if attempt == 1 then
     event = cjson.encode({ type = 'started', turn_id = turn_id, conversation_id = t[6], personality = t[13], node = ARGV[4],
-      attempt = 1 })
+      attempt = 1, replica = ARGV[9] })
   else
     event = cjson.encode({ type = 'takeover', turn_id = turn_id, attempt = attempt, after_seq = said, generated_on = ARGV[4],
-      reason = 'lost' })
+      reason = 'lost', replica = ARGV[9] })
   end
   redis.call('XADD', log_key(turn_id), said .. '-' .. attempt, 'e', event)
 end

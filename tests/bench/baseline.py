@@ -1,0 +1,98 @@
+"""The seed's own idea, for comparison: one FastAPI process + Redis + the same instant engine in process. Not durable.
+
+What the seed's document does per message, and nothing more: session, user message, event, history, reply, event. A
+process that dies takes its answers with it. `python -m tests.bench.baseline PORT REDIS_URL`.
+"""
+
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvicorn
+import yaml
+from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from redis.asyncio import Redis
+
+from serve_app.chat.engine import Prefix, Prompt, PromptMessage
+from serve_app.chat.messages import Role, now
+from serve_app.chat.options import Options
+from serve_app.chat.personalities import Personality
+from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
+
+PERSONALITIES = Path(__file__).resolve().parents[2] / "configs" / "personalities"
+HISTORY = 60
+
+
+class Body(BaseModel):
+    message: str
+    client_id: str
+    personality: str = "robbie"
+    conversation_id: str | None = None
+    stream: bool = False
+    options: Options | None = None
+
+
+def build(redis_url: str) -> FastAPI:
+    app = FastAPI()
+    redis = Redis.from_url(redis_url, protocol=2)
+    engine = ScriptedEngine(ScriptedConfig())
+    known = {f.stem: Personality.model_validate(yaml.safe_load(f.read_text())) for f in PERSONALITIES.glob("*.yaml")}
+
+    async def store(conversation: str, message: dict[str, Any]) -> None:
+        seq = await redis.incr(f"base:seq:{conversation}")
+        await redis.set(f"base:message:{conversation}:{seq}", orjson.dumps(message))
+        event = {"type": "chat_message", "conversation_id": conversation, "client_id": message["client_id"], "node": "aurora"}
+        await redis.publish("base:chat:message", orjson.dumps(event))
+
+    async def begin(body: Body) -> tuple[str, Prompt]:
+        session = await redis.get(f"base:session:{body.client_id}")
+        conversation = body.conversation_id or (orjson.loads(session)["conversation"] if session else "")
+        if not conversation:
+            conversation = f"conv_{body.client_id}_{int(time.time())}"
+        record = {"user_id": body.client_id, "node": "aurora", "created_at": now(), "conversation": conversation}
+        await redis.setex(f"base:session:{body.client_id}", 3600, orjson.dumps(record))
+        message = {"role": "user", "content": body.message, "timestamp": now(), "client_id": body.client_id, "node": "aurora"}
+        await store(conversation, message)
+        last = int(await redis.get(f"base:seq:{conversation}"))
+        raw = await redis.mget([f"base:message:{conversation}:{n}" for n in range(max(1, last - HISTORY + 1), last + 1)])
+        history = [orjson.loads(m) for m in raw if m]
+        return conversation, Prompt(known[body.personality], tuple(PromptMessage(Role(m["role"]), m["content"]) for m in history))
+
+    async def finish(body: Body, conversation: str, text: str) -> dict[str, Any]:
+        reply = {
+            "role": "assistant", "content": text, "timestamp": now(), "client_id": body.client_id, "node": "aurora",
+            "personality": body.personality,
+        }  # fmt: skip
+        await store(conversation, reply)
+        return {
+            "response": text, "conversation_id": conversation, "node": "aurora", "personality": body.personality,
+            "timestamp": reply["timestamp"],
+        }  # fmt: skip
+
+    @app.post("/api/chat")
+    async def chat(body: Body) -> Response:
+        conversation, prompt = await begin(body)
+        pieces = engine.generate(prompt, body.options or Options.model_construct(), Prefix(), run="baseline")
+        if not body.stream:
+            text = "".join([piece.text async for piece in pieces])
+            return Response(orjson.dumps(await finish(body, conversation, text)), media_type="application/json")
+
+        async def stream() -> AsyncIterator[bytes]:
+            said = []
+            async for piece in pieces:
+                said.append(piece.text)
+                yield b"event: piece\ndata: %s\n\n" % orjson.dumps({"text": piece.text})
+            yield b"event: done\ndata: %s\n\n" % orjson.dumps(await finish(body, conversation, "".join(said)))
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return app
+
+
+if __name__ == "__main__":
+    uvicorn.run(build(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)

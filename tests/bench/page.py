@@ -1,0 +1,67 @@
+"""From the records of a run to docs/benchmarks.md. Prose that explains a figure stands in docs/benchmarks-notes.md."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TARGETS = """The bars that were set: added latency p50 ≤ 6 ms at 1 connection; ≥ 400 turns/s at 32 connections on 2 cores;
+≤ 6 Redis round trips per whole turn of one piece."""
+
+
+def write_page(page: Path, data: dict[str, Any]) -> None:
+    """Write the page from `data`, and the notes beside it, if there are any."""
+    facts, rounds = data["facts"], data["rounds"]
+    count = len({id(r) for r in rounds if r["system"] == "aurora" and r["connections"] == 1 and not r["stream"]})
+    out = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` from `benchmarks.json`; do not edit. 20-token instant replies of the scripted engine, all on",
+        f"one machine ({facts['cores']} cores, {facts['processor']}, Python {facts['python']}, {facts['measured']}), load",
+        f"generator included. {count} rounds, systems alternating; medians. The machine is shared and noisy: read the ratios.",
+        "",
+        "*one process* is the seed's own idea: one FastAPI process + Redis + the same engine in process. It is not durable.",
+        "",
+        TARGETS,
+        "",
+        "| | connections | Aurora turns/s (min–max) | one process turns/s | ratio | Aurora p50 / p99 ms | one process p50 / p99 ms | added p50 ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for connections, stream in sorted({(r["connections"], r["stream"]) for r in rounds}):
+        ours = _pick(rounds, "aurora", connections, stream)
+        theirs = _pick(rounds, "one process", connections, stream)
+        rates = [r["rate"] for r in ours]
+        p50, other = _median(ours, "p50_ms"), _median(theirs, "p50_ms")
+        out.append(
+            f"| {'SSE' if stream else 'whole reply'} | {connections} | {_median(ours, 'rate'):.0f} ({min(rates):.0f}–{max(rates):.0f}) "
+            f"| {_median(theirs, 'rate'):.0f} | {_median(ours, 'rate') / _median(theirs, 'rate'):.2f} "
+            f"| {p50:.1f} / {_median(ours, 'p99_ms'):.1f} | {other:.1f} / {_median(theirs, 'p99_ms'):.1f} | {p50 - other:.1f} |"
+        )
+    failures = sum(r["failures"] for r in rounds)
+    turns = sum(r["turns"] for r in rounds)
+    out += ["", f"Failed requests: {failures} of {turns}.", "", "## What a turn costs (32 connections, whole reply)", ""]
+    out += ["| | Aurora | one process |", "|---|---|---|"]
+    ours, theirs = _pick(rounds, "aurora", 32, False), _pick(rounds, "one process", 32, False)
+    both: list[tuple[str, Callable[[dict[str, Any]], float]]] = [
+        ("CPU ms per turn, all processes", lambda r: sum(r["cpu_ms"].values())),
+        ("Redis round trips per turn", lambda r: r["round_trips"]),
+        ("Redis commands executed per turn, in scripts too", lambda r: r["commands"]),
+    ]
+    for title, value in both:
+        out.append(f"| {title} | {statistics.median(map(value, ours)):.2f} | {statistics.median(map(value, theirs)):.2f} |")
+    out += ["", "CPU milliseconds per turn by process:", "", "| process | Aurora |", "|---|---|"]
+    roles = {role for r in ours for role in r["cpu_ms"]}
+    costs = {role: statistics.median(r["cpu_ms"].get(role, 0) for r in ours) for role in roles}
+    out += [f"| {role} | {cost:.2f} |" for role, cost in sorted(costs.items(), key=lambda item: -item[1])]
+    notes = page.with_name("benchmarks-notes.md")
+    if notes.exists():
+        out += ["", notes.read_text().strip()]
+    page.write_text("\n".join(out) + "\n")
+
+
+def _pick(rounds: list[dict[str, Any]], system: str, connections: int, stream: bool) -> list[dict[str, Any]]:
+    return [r for r in rounds if (r["system"], r["connections"], r["stream"]) == (system, connections, stream)]
+
+
+def _median(rounds: list[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(r[name] for r in rounds))
