@@ -25,17 +25,25 @@ class PoolDescription(_Config):
 class TurnConfig(_Config):
     """Limits of turns."""
 
-    deadline_s: int = Field(900, ge=10, le=3_000, description="Seconds after which a turn ends as failed; below the session's hour.")
-    max_open_turns: int = Field(10_000, ge=1, description="Open turns in the whole cluster; beyond, messages are refused with 429.")
+    deadline_s: int = Field(
+        900, ge=10, le=3_000, description="Seconds after which a turn ends as failed; below the session's hour."
+    )
+    max_open_turns: int = Field(
+        10_000, ge=1, description="Open turns in the whole cluster; beyond, messages are refused with 429."
+    )
 
 
 class ChatArgs(_Config):
     """Arguments of the chat application: ingress and router."""
 
-    personalities: str = Field("configs/personalities", description="Folder of personality files, used where user_config gives none.")
+    personalities: str = Field(
+        "configs/personalities", description="Folder of personality files, used where user_config gives none."
+    )
     default_personality: str = Field("robbie", description="Who answers where a request names nobody.")
     pools: dict[str, PoolDescription] = Field(min_length=1, description="Pool applications by name, and what speaks there.")
-    limits: OptionLimits = Field(default_factory=lambda: OptionLimits.model_validate({}), description="What requests may ask for.")
+    limits: OptionLimits = Field(
+        default_factory=lambda: OptionLimits.model_validate({}), description="What requests may ask for."
+    )
     turns: TurnConfig = Field(default_factory=lambda: TurnConfig.model_validate({}), description="Limits of turns.")
 
 

@@ -5,6 +5,7 @@ constructors: `get_app_handle` hangs while the head is away.
 """
 
 import asyncio
+import contextvars
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,22 +20,60 @@ from serve_app.chat.service import Dispatcher
 from serve_app.chat.supervise import Pools
 from serve_app.chat.turns import Plan
 
-TAKE_TIMEOUT_S = 10.0
+CALLS_AT_ONCE = 2
+"""Calls to routers that one ingress has on their way; more turns than that share."""
+TAKE_TIMEOUT_S = 3.0
 """A router that does not take a turn within this is not there; a sweep finds the turn."""
 
 
 class RouterHandle(Dispatcher):
-    """Hands turns to a router, the local one preferred."""
+    """Hands turns to a router, the local one preferred.
+
+    Turns that come while calls are on their way share the next call: a call costs more than what it carries.
+    """
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         """Use the handle that Serve bound into the ingress."""
         # The method's handle is made once: every attribute access on a handle copies all of its options.
-        self._take_turn = _prefer_local(handle).take_turn
+        self._take_turns = _prefer_local(handle).take_turns
+        self._waiting: list[tuple[tuple[str, str, str], asyncio.Future[None]]] = []
+        self._calls: set[asyncio.Task[None]] = set()
 
     async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
         """See `Dispatcher.take_turn`."""
-        async with asyncio.timeout(TAKE_TIMEOUT_S):
-            await self._take_turn.remote(turn_id, token, personality)
+        taken = asyncio.get_running_loop().create_future()
+        self._waiting.append(((turn_id, token, personality), taken))
+        self._call()
+        await taken
+
+    def _call(self) -> None:
+        if self._waiting and len(self._calls) < CALLS_AT_ONCE:
+            # A context of its own: this call is nobody's request (law 4).
+            call = asyncio.create_task(self._take(self._waiting), context=contextvars.Context())
+            self._waiting = []
+            self._calls.add(call)
+            call.add_done_callback(self._called)
+
+    def _called(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._call()
+
+    async def _take(self, batch: list[tuple[tuple[str, str, str], asyncio.Future[None]]]) -> None:
+        error: BaseException | None = None
+        try:
+            async with asyncio.timeout(TAKE_TIMEOUT_S):
+                await self._take_turns.remote([turn for turn, _ in batch])
+        except (RayError, RayServeException, grpc.RpcError, TimeoutError) as gone:
+            error = EngineUnavailable(f"No router took the turn ({type(gone).__name__}).")
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        for _, taken in batch:
+            if taken.done():
+                continue
+            if error is None:
+                taken.set_result(None)
+            else:
+                taken.set_exception(error)
 
 
 class PoolHandles(Pools):
@@ -67,5 +106,3 @@ def _prefer_local(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
     if not handle.is_initialized:
         handle._init(_prefer_local_routing=True)  # type: ignore[no-untyped-call]
     return handle
-
-

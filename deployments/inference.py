@@ -40,7 +40,9 @@ class Inference:
                     )
                     store = open_store(self._settings)
                     replica = serve.get_replica_context().replica_id.unique_id
-                    generator = Generator(store.turns, self._engine, node=self._settings.node_name, replica=replica, config=config)
+                    generator = Generator(
+                        store.turns, self._engine, node=self._settings.node_name, replica=replica, config=config
+                    )
                     await generator.__aenter__()
                     self._generator = generator
         return self._generator
@@ -64,8 +66,8 @@ class Inference:
         generator.check()
         await self._engine.check()
 
-    async def __del__(self) -> None:  # noqa: PLW3201 - Serve awaits it after draining
-        """Release the engine."""
+    async def __del__(self) -> None:
+        """Release the engine; Serve awaits this after draining."""
         if self._generator is not None:
             await self._generator.__aexit__()
         await self._engine.close()

@@ -69,7 +69,7 @@ class Ingress:
         try:
             async with asyncio.timeout(PING_TIMEOUT_S):
                 await self._store.redis.ping()
-        except Exception:  # whatever it is, it is Redis not answering; the page says so
+        except Exception:  # noqa: BLE001 - whatever it is, it is Redis not answering; the page says so
             return False
         return True
 

@@ -15,9 +15,8 @@ def prepare_replica() -> Settings:
     if settings.loopback:
         keep_on_loopback()
     _log_beside_serve()
-    # What was imported stays: the collector need not walk it again and again, nor run after every 700 allocations.
-    gc.collect()
-    gc.freeze()
+    # A turn makes many short-lived objects: the collector need not run after every 700 of them. (Serve itself freezes
+    # what was imported, `RAY_SERVE_FREEZE_GC_ON_STARTUP`.)
     gc.set_threshold(20_000, 20, 50)
     return settings
 

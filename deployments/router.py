@@ -46,18 +46,19 @@ class PersonalityRouter:
                 self._supervisor.personalities = personalities
         log.info("Personalities: %s.", ", ".join(f"{p.name} {personalities.pinned(p.name).version}" for p in personalities))
 
-    async def take_turn(self, turn_id: str, token: str, personality: str) -> None:
-        """Supervise a turn from now on; returns at once."""
+    async def take_turns(self, turns: list[tuple[str, str, str]]) -> None:
+        """Supervise turns, each (turn_id, token, personality), from now on; returns at once."""
         if self._supervisor is None:
             raise RuntimeError("This router has no personalities yet.")
-        self._supervisor.take(turn_id, token=token, personality=personality)
+        for turn_id, token, personality in turns:
+            self._supervisor.take(turn_id, token=token, personality=personality)
 
     async def check_health(self) -> None:
         """Raise if the sweeping has stopped: Serve then replaces this replica."""
         if self._supervisor is not None:
             self._supervisor.check()
 
-    async def __del__(self) -> None:  # noqa: PLW3201 - Serve awaits it after draining
-        """Leave the turns to the other routers."""
+    async def __del__(self) -> None:
+        """Leave the turns to the other routers; Serve awaits this after draining."""
         if self._supervisor is not None:
             await self._supervisor.__aexit__()

@@ -27,12 +27,12 @@ def _shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPro
 
 
 @pytest.fixture
-def redis_server(_shared_redis: RedisProcess) -> Iterator[RedisProcess]:
+def redis_server(_shared_redis: RedisProcess) -> RedisProcess:
     """A real Redis, empty. Shared between tests: do not kill it; take `own_redis` for that."""
     with _shared_redis.client() as client:
         client.flushall()
         client.script_flush()
-    yield _shared_redis
+    return _shared_redis
 
 
 @pytest.fixture

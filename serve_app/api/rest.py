@@ -91,6 +91,7 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         turn_id: _TurnPath,
         client_id: _ClientQuery = "",
         after: Annotated[int, Query(ge=0, le=10_000_000, description="Go on after this piece.", examples=[12])] = 0,
+        attempt: Annotated[int, Query(ge=0, le=1_000, description="The attempt that wrote it, if known.", examples=[1])] = 0,
         last_event_id: Annotated[
             str | None, Header(alias="Last-Event-ID", description="The same, as browsers send it.", examples=["12"])
         ] = None,
@@ -99,7 +100,7 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         snapshot = await service.turn(_turn_id(turn_id))
         access.check_turn(await access.caller(request, client_id), snapshot.client_id)
         position = _position(last_event_id, after)
-        return await sse.respond(service.follow_in_batches(turn_id, after=position), after=position)
+        return await sse.respond(service.follow_in_batches(turn_id, after=position, attempt=attempt), after=position)
 
     @router.delete("/api/turns/{turn_id}", tags=["turns"], response_model=wire.TurnView, summary="Stop a turn")
     async def stop(request: Request, turn_id: _TurnPath, client_id: _ClientQuery = "") -> Response:

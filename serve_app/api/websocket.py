@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -112,6 +112,7 @@ class Connection:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, _Gone):
             log.error("A task of a connection failed.", exc_info=error)
+            self._spawn(self._refuse(errors.Internal()))  # never leave a client waiting for what will not come
 
     # -- what comes in
 
@@ -204,7 +205,7 @@ class Connection:
         self._streams = True
         snapshot = await self._service.turn(frame.turn_id)
         self._access.check_turn(await self._access.caller(self._socket, self._client_id), snapshot.client_id)
-        self._follow(frame.turn_id, stream=True, after=frame.after)
+        self._follow(frame.turn_id, stream=True, after=frame.after, attempt=frame.attempt)
 
     async def _stop(self, frame: wire.StopFrame) -> None:
         snapshot = await self._service.turn(frame.turn_id)
@@ -241,15 +242,23 @@ class Connection:
             self._feeds.put(turn_id, batch)
 
     def _follow(
-        self, turn_id: str, *, stream: bool, after: int = 0, feed: Subscription | None = None, fresh: bool = False
+        self,
+        turn_id: str,
+        *,
+        stream: bool,
+        after: int = 0,
+        attempt: int = 0,
+        feed: Subscription | None = None,
+        fresh: bool = False,
     ) -> None:
         """Follow a turn from `after`; whoever followed it on this connection before, no longer does."""
         feed = feed or self._feeds.open(turn_id)
-        self._feeds.follow(turn_id, self._spawn(self._pass_on(turn_id, feed, stream=stream, after=after, fresh=fresh)))
+        events = self._service.follow_live(turn_id, feed, after=after, attempt=attempt, fresh=fresh)
+        self._feeds.follow(turn_id, self._spawn(self._pass_on(turn_id, feed, events, stream=stream)))
 
-    async def _pass_on(self, turn_id: str, feed: Subscription, *, stream: bool, after: int, fresh: bool) -> None:
+    async def _pass_on(self, turn_id: str, feed: Subscription, live: AsyncGenerator[Event, None], *, stream: bool) -> None:
         try:
-            async with aclosing(self._service.follow_live(turn_id, feed, after=after, fresh=fresh)) as events:
+            async with aclosing(live) as events:
                 async for event in events:
                     if stream or is_end(event):
                         await self._send(_frame(event))

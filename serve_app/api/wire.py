@@ -274,6 +274,7 @@ class ResumeFrame(_Wire):
     type: Literal["resume"]
     turn_id: TurnId
     after: int = Field(0, ge=0, le=10_000_000)
+    attempt: int = Field(0, ge=0, le=1_000)
 
 
 class StopFrame(_Wire):

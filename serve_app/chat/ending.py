@@ -42,5 +42,3 @@ async def _end(turns: TurnStore, held: Held, error: ChatError | None) -> End | N
         end = Failed.model_validate({**facts, "code": error.code, "message": error.message, "retryable": error.retryable})
     verdict, _ = await turns.finish(held.turn_id, token=held.token, end=end, from_seq=len(texts) + 1)
     return end if verdict is Verdict.OK else None
-
-

@@ -20,7 +20,10 @@ class Receipt(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     pieces: int = Field(description="Number of pieces.", examples=[12])
-    sha256: str = Field(description="SHA-256 of the whole text, UTF-8, hexadecimal.", examples=["2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"])
+    sha256: str = Field(
+        description="SHA-256 of the whole text, UTF-8, hexadecimal.",
+        examples=["2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"],
+    )
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Receipt":

@@ -18,10 +18,10 @@ SILENCE_S = 2.0
 class Position:
     """How far a follower is: the last piece passed on, and the attempt it came from (0: not known yet)."""
 
-    def __init__(self, after: int = 0) -> None:
-        """Start right after piece `after`."""
+    def __init__(self, after: int = 0, *, attempt: int = 0) -> None:
+        """Start right after piece `after`, which came from `attempt` (0: not known)."""
         self.seq = after
-        self.attempt = 0
+        self.attempt = attempt if after else 0
         self.end: End | None = None
         self._from_start = after == 0
         self._texts: list[str] = []
@@ -128,18 +128,20 @@ async def follow(
     turn_id: str,
     *,
     after: int = 0,
+    attempt: int = 0,
     fresh: bool = False,
 ) -> AsyncGenerator[list[Event], None]:
     """Yield the events of a turn beyond piece `after` in batches as they come, up to and with its one end.
 
-    An empty batch says that nothing came for a while, for whoever must show that it still lives. `live` must have been
-    confirmed before the call; with `fresh`, also before the turn began, so that the log need not be read at first. While
-    the store is away nothing comes, and then everything goes on (law 9).
+    `attempt` is the one that wrote that piece, where the follower knows: then a log that has lost it since, and has other
+    pieces there now, brings a `rewind` first (law 10). An empty batch says that nothing came for a while, for whoever must
+    show that it still lives. `live` must have been confirmed before the call; with `fresh`, also before the turn began, so
+    that the log need not be read at first. While the store is away nothing comes, and then everything goes on (law 9).
 
     Raises:
         TurnNotFound: the turn is not known, or no longer.
     """
-    position = Position(after)
+    position = Position(after, attempt=attempt)
     behind = not fresh
     while True:
         passed: list[Event] = []

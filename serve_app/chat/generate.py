@@ -19,6 +19,8 @@ from serve_app.chat.turns import Claim, Plan, TurnStore, Verdict
 from serve_app.chat.writer import Superseded, Writer
 
 log = logging.getLogger(__name__)
+STOP_WITHIN_S = 2.0
+"""How long an engine may take to stop when told to."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class _Run:
         self.interruption: ChatError | None = None
         self.lost = False
         self.listening: asyncio.Task[Usage] | None = None
+        self.over = asyncio.Event()
+
+    def listened(self, task: asyncio.Task[Usage]) -> None:
+        """Note that the engine is through; looks at its failure, for nobody else may, where it was left alone."""
+        if not task.cancelled():
+            task.exception()
+        self.over.set()
 
     def interrupt(self, reason: ChatError | None) -> None:
         """Stop listening to the engine: because of `reason`, or because the turn belongs to somebody else."""
@@ -55,6 +64,8 @@ class _Run:
             return
         self.interruption = reason
         self.listening.cancel()
+        # An engine that does not let itself be stopped must not keep its turn open: it is left alone then.
+        asyncio.get_running_loop().call_later(STOP_WITHIN_S, self.over.set)
 
 
 class Generator:
@@ -130,11 +141,13 @@ class Generator:
         stream = self._engine.generate(prompt, claim.options.over(personality.options), prefix, run=run)
         # A task of its own, so that interrupting the engine can never cancel the writing down.
         current.listening = listening = asyncio.create_task(self._listen(current, stream))
+        listening.add_done_callback(current.listened)
         try:
-            await asyncio.wait({listening})
+            await current.over.wait()
         finally:
+            writer.stop_appending()
             listening.cancel()
-            with contextlib.suppress(EngineError, RuntimeError):
+            with contextlib.suppress(EngineError, RuntimeError):  # RuntimeError: it is still running, see above
                 await stream.aclose()
         if current.lost:
             raise Superseded()
@@ -147,7 +160,8 @@ class Generator:
 
     @staticmethod
     def _failure(current: _Run, listening: asyncio.Task[Usage]) -> ChatError | None:
-        if listening.cancelled():
+        if current.interruption is not None or listening.cancelled():
+            # Also where the engine ended by itself after that: what it said then need not be all it had to say.
             return current.interruption or EngineError()
         error = listening.exception()
         if error is None or isinstance(error, EngineError):
@@ -181,7 +195,9 @@ class Generator:
         while True:
             tail = writer.pieces[sent:]
             try:
-                verdict, seq = await self._turns.finish(current.turn_id, token=current.token, end=end, tail=tail, from_seq=sent + 1)
+                verdict, seq = await self._turns.finish(
+                    current.turn_id, token=current.token, end=end, tail=tail, from_seq=sent + 1
+                )
             except StoreUnavailable:
                 if current.lost or asyncio.get_running_loop().time() > current.gives_up_at + 60:
                     raise Superseded(Verdict.GONE) from None

@@ -26,7 +26,9 @@ class Message(BaseModel):
     personality: str | None = Field(None, description="Who answers.", examples=["robbie"])
     turn_id: str | None = Field(None, description="The turn it belongs to.", examples=["turn_01hx5w8k3m2n4p6q7r9s0tavbc"])
     seq: int | None = Field(None, description="Its place in the conversation, from 1.", examples=[1])
-    status: str | None = Field(None, description="`stopped` or `failed` where the reply did not reach its end.", examples=["stopped"])
+    status: str | None = Field(
+        None, description="`stopped` or `failed` where the reply did not reach its end.", examples=["stopped"]
+    )
     generated_on: str | None = Field(None, description="The node that made the text.", examples=["star"])
 
 

@@ -18,12 +18,16 @@ class Options(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling mass.", examples=[0.9])
     max_tokens: int | None = Field(None, ge=1, le=32_768, description="Upper bound of the reply, in tokens.", examples=[512])
     seed: int | None = Field(None, ge=0, le=2**53 - 1, description="Seed of the sampling.", examples=[7])
-    words: int | None = Field(None, ge=1, le=20_000, description="Scripted engine: length of the reply, in words.", examples=[200])
+    words: int | None = Field(
+        None, ge=1, le=20_000, description="Scripted engine: length of the reply, in words.", examples=[200]
+    )
     words_per_second: float | None = Field(
         None, gt=0, le=100_000, description="Scripted engine: speed of the reply; without it, at once.", examples=[20]
     )
     divergent: bool | None = Field(
-        None, description="Scripted engine, for drills: every word carries the mark of the attempt that wrote it.", examples=[False]
+        None,
+        description="Scripted engine, for drills: every word carries the mark of the attempt that wrote it.",
+        examples=[False],
     )
 
     def over(self, defaults: "Options") -> "Options":

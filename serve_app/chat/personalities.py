@@ -27,10 +27,14 @@ class Script(BaseModel):
     name_learned: tuple[str, ...] = Field(min_length=1, description="When the user has just told their name. Uses {name}.")
     name_known: tuple[str, ...] = Field(min_length=1, description="When asked for the user's name and it is known. Uses {name}.")
     name_unknown: tuple[str, ...] = Field(min_length=1, description="When asked for the user's name and it is not known.")
-    what_am_i: tuple[str, ...] = Field(min_length=1, description="When asked what it is: says that it is a script, not a language model.")
+    what_am_i: tuple[str, ...] = Field(
+        min_length=1, description="When asked what it is: says that it is a script, not a language model."
+    )
     admissions: tuple[str, ...] = Field(min_length=1, description="Says that it knows nothing about what was asked, and why.")
     farewells: tuple[str, ...] = Field(min_length=1, description="Goodbye. May use {name}.")
-    asides: tuple[str, ...] = Field(min_length=4, description="Further sentences in character that make an answer worth streaming.")
+    asides: tuple[str, ...] = Field(
+        min_length=4, description="Further sentences in character that make an answer worth streaming."
+    )
     questions: tuple[str, ...] = Field(min_length=1, description="Questions that keep the conversation going.")
 
 
@@ -44,7 +48,9 @@ class Personality(BaseModel):
     description: str = Field(min_length=1, max_length=500, description="Who this is, in a sentence or two.")
     system: str = Field(min_length=1, max_length=16_000, description="The system prompt: who they are and how they speak.")
     pools: tuple[str, ...] = Field(min_length=1, description="The pools that may speak for them, first choice first.")
-    options: Options = Field(default_factory=lambda: Options.model_construct(), description="Defaults where a request asks for nothing.")
+    options: Options = Field(
+        default_factory=lambda: Options.model_construct(), description="Defaults where a request asks for nothing."
+    )
     script: Script = Field(description="Their lines for the scripted engine.")
 
     def pinned(self) -> "PinnedPersonality":

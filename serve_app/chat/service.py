@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -145,10 +145,10 @@ class ChatService:
         task.add_done_callback(self._dispatching.discard)
 
     @staticmethod
-    async def _safely(turn_id: str, work: object) -> None:
+    async def _safely(turn_id: str, work: Awaitable[None]) -> None:
         try:
-            await work  # type: ignore[misc]
-        except Exception as error:
+            await work
+        except Exception as error:  # noqa: BLE001 - whatever it is, the turn is kept and a sweep finds it
             log.warning("Turn %s could not be handed to a router (%s); a sweep finds it.", turn_id, type(error).__name__)
 
     @contextlib.asynccontextmanager
@@ -186,8 +186,8 @@ class ChatService:
             node=self.node,
         )
 
-    async def follow_in_batches(self, turn_id: str, *, after: int = 0) -> AsyncGenerator[list[Event], None]:
-        """Yield a turn's events beyond piece `after` in batches, its end last; from the start also `accepted`.
+    async def follow_in_batches(self, turn_id: str, *, after: int = 0, attempt: int = 0) -> AsyncGenerator[list[Event], None]:
+        """Yield a turn's events beyond piece `after`, which `attempt` wrote, in batches; from the start also `accepted`.
 
         Raises:
             TurnNotFound: before the first batch only.
@@ -202,20 +202,22 @@ class ChatService:
                     personality=snapshot.personality,
                 )
             ]
-        async with self._bus.listen(snapshot.client_id, turn_id=turn_id) as live:
-            async with aclosing(follow(self._turns, live, turn_id, after=after)) as batches:
-                async for batch in batches:
-                    yield batch
+        async with (
+            self._bus.listen(snapshot.client_id, turn_id=turn_id) as live,
+            aclosing(follow(self._turns, live, turn_id, after=after, attempt=attempt)) as batches,
+        ):
+            async for batch in batches:
+                yield batch
 
     def follow(self, turn_id: str, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Yield a turn's events one by one; see `follow_in_batches`."""
         return each(self.follow_in_batches(turn_id, after=after))
 
     def follow_live(
-        self, turn_id: str, live: Subscription, *, after: int = 0, fresh: bool = False
+        self, turn_id: str, live: Subscription, *, after: int = 0, attempt: int = 0, fresh: bool = False
     ) -> AsyncGenerator[Event, None]:
         """Yield a turn's events beyond piece `after` through a subscription of the caller's; see `chat.follow.follow`."""
-        return each(follow(self._turns, live, turn_id, after=after, fresh=fresh))
+        return each(follow(self._turns, live, turn_id, after=after, attempt=attempt, fresh=fresh))
 
     async def turn(self, turn_id: str) -> Snapshot:
         """Return a turn as it stands.

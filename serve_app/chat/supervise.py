@@ -55,7 +55,9 @@ class SupervisorConfig:
 class Supervisor:
     """Supervises this router's turns. Use as `async with`; leaving it leaves the turns to the other routers."""
 
-    def __init__(self, turns: TurnStore, pools: Pools, personalities: Personalities, config: SupervisorConfig | None = None) -> None:
+    def __init__(
+        self, turns: TurnStore, pools: Pools, personalities: Personalities, config: SupervisorConfig | None = None
+    ) -> None:
         """Dispatch through `pools`; `personalities` may be replaced at any time."""
         self._turns = turns
         self._pools = pools

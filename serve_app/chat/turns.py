@@ -16,7 +16,6 @@ from serve_app.chat.messages import Message
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import PinnedPersonality
 
-
 LEASE_MS = 3_000
 """How long a turn belongs to its holder without a word from it, by the store's clock (law 7)."""
 BARREN_ATTEMPTS = 3
@@ -248,7 +247,9 @@ class Page:
 class ConversationStore(Protocol):
     """Conversations, shared by every node."""
 
-    async def create(self, *, client_id: str, personality: str, title: str, node: str, timestamp: str, unix: int, marker: str) -> Conversation:
+    async def create(
+        self, *, client_id: str, personality: str, title: str, node: str, timestamp: str, unix: int, marker: str
+    ) -> Conversation:
         """Start an empty conversation and make it the session's current one with this personality."""
         ...
 
@@ -315,4 +316,3 @@ class Bus(Protocol):
     def listen(self, client_id: str, *, turn_id: str = "") -> AbstractAsyncContextManager[Subscription]:
         """Listen to a client's channel; entered only once the subscription is confirmed, or known to be broken."""
         ...
-

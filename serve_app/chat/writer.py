@@ -112,8 +112,8 @@ class Writer:
         Raises:
             Superseded: the turn is not this run's any more.
         """
-        if self.refused is not None:
-            raise Superseded(self.refused)
+        if self.refused is not None or self.closed:  # closed: an engine that goes on although it was stopped
+            raise Superseded(self.refused or Verdict.SUPERSEDED)
         now = self._loop.time()
         if self._open and (now - self._open_since >= COALESCE_S or self._open_size >= PIECE_LIMIT):
             self._close_piece()

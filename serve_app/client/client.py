@@ -174,7 +174,7 @@ class AuroraClient:
     async def _events(self, assembly: Assembly, begin: dict[str, Any]) -> AsyncGenerator[Event | None, None]:
         request = dict(begin)
         if assembly.turn_id:
-            params = {"after": assembly.seq, "client_id": self.client_id}
+            params = {"after": assembly.seq, "attempt": assembly.attempt, "client_id": self.client_id}
             request = {"method": "GET", "url": f"/api/turns/{assembly.turn_id}/events", "params": params}
         request["url"] = self._nodes[self._at] + request["url"]
         async with self._http.stream(**request) as response:

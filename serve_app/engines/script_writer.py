@@ -76,9 +76,7 @@ _TAKES_ME = _set(
     "about after answer around ask at before behind believe beside bother by call for forgive from give hate hear help know like"
     " love miss near need of on remember see show tell thank than to teach trust understand want wish with without"
 )
-_TAKES_I = _set(
-    "and are aren't can can't could do don't did had have if may might must or shall should that were will would"
-)
+_TAKES_I = _set("and are aren't can can't could do don't did had have if may might must or shall should that were will would")
 _LOWERED = _set(
     "a an and are as at but can could describe did do does every explain for from give had has have he hello her his how if in"
     " is it it's its let's list maybe no nobody of on one our please she should show so some tell thank thanks that that's the"

@@ -165,7 +165,8 @@ class RedisBus(Bus):
         while True:
             try:
                 connection = listening_connection(self._redis)
-                await connection.connect()  # type: ignore[no-untyped-call]
+                async with asyncio.timeout(DEAD_AFTER_S):  # a host that froze accepts connections and says nothing
+                    await connection.connect()  # type: ignore[no-untyped-call]
                 self._connection = connection
                 self._heard = asyncio.get_running_loop().time()
                 for name in list(self._channels):

@@ -28,7 +28,8 @@ class RedisConversations(ConversationStore):
         if not reply:
             raise ConversationNotFound()
         messages = tuple(
-            Message.model_validate({**orjson.loads(raw), "seq": int(seq)}) for seq, raw in zip(reply[2::2], reply[3::2], strict=True)
+            Message.model_validate({**orjson.loads(raw), "seq": int(seq)})
+            for seq, raw in zip(reply[2::2], reply[3::2], strict=True)
         )
         return Page(conversation_id, reply[0].decode(), messages, int(reply[1]))
 

@@ -12,7 +12,6 @@ from serve_app.chat.messages import Message, Role
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import PinnedPersonality
 from serve_app.chat.turns import Begun, Claim, Due, Held, LoggedPiece, NewTurn, Plan, Snapshot, TurnStore, Verdict
-
 from serve_app.state.scripts import Scripts
 
 _HISTORY = TypeAdapter(tuple[Message, ...])
@@ -123,9 +122,7 @@ class RedisTurns(TurnStore):
         if how != "ok":
             return Verdict(how)
         client_id, conversation_id, personality, node, generated_on, attempt = _texts(reply[1:7])
-        return Held(
-            turn_id, token, client_id, conversation_id, personality, node, generated_on, int(attempt), _pieces(reply[7:])
-        )
+        return Held(turn_id, token, client_id, conversation_id, personality, node, generated_on, int(attempt), _pieces(reply[7:]))
 
     async def redispatch(self, turn_id: str, *, dispatch: str, run: str, token: str) -> Due | Verdict:
         """See `TurnStore.redispatch`."""
@@ -168,7 +165,14 @@ class RedisTurns(TurnStore):
 def _pairs(turn_id: str, pieces: Sequence[LoggedPiece]) -> list[str]:
     out: list[str] = []
     for piece in pieces:
-        event = {"type": "piece", "turn_id": turn_id, "seq": piece.seq, "attempt": piece.attempt, "text": piece.text, "v": EVENT_VERSION}
+        event = {
+            "type": "piece",
+            "turn_id": turn_id,
+            "seq": piece.seq,
+            "attempt": piece.attempt,
+            "text": piece.text,
+            "v": EVENT_VERSION,
+        }
         out += (_json(event), _json(piece.token_ids) if piece.token_ids else "")
     return out
 
@@ -196,6 +200,3 @@ def _json(value: object) -> str:
 
 def _texts(reply: Sequence[Any]) -> list[str]:
     return [item.decode() for item in reply]
-
-
-

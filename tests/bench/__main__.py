@@ -108,7 +108,8 @@ def _one_process(stack: ExitStack, folder: Path) -> System:
             httpx.get(f"http://127.0.0.1:{port}/docs", timeout=1)
             break
         except httpx.HTTPError:
-            assert process.poll() is None and time.monotonic() < deadline, "the comparison did not start"
+            assert process.poll() is None, "the comparison ended"
+            assert time.monotonic() < deadline, "the comparison did not start"
             time.sleep(0.1)
     return System("one process", port, server.url, [psutil.Process(process.pid), psutil.Process(server.pid)])
 

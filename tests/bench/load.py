@@ -62,8 +62,11 @@ async def run(port: int, *, connections: int, turns: int, stream: bool, words: i
         nonlocal left
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         body: dict[str, object] = {
-            "message": "How are you today?", "personality": "robbie", "client_id": f"{prefix}_{number}", "options": {"words": words},
-        }  # fmt: skip
+            "message": "How are you today?",
+            "personality": "robbie",
+            "client_id": f"{prefix}_{number}",
+            "options": {"words": words},
+        }
         if stream:
             body["stream"] = True
         request = _request(f"127.0.0.1:{port}", body)

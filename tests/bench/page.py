@@ -24,7 +24,8 @@ def write_page(page: Path, data: dict[str, Any]) -> None:
         "",
         TARGETS,
         "",
-        "| | connections | Aurora turns/s (min–max) | one process turns/s | ratio | Aurora p50 / p99 ms | one process p50 / p99 ms | added p50 ms |",
+        "| | connections | Aurora turns/s (min–max) | one process turns/s | ratio | Aurora p50 / p99 ms "
+        "| one process p50 / p99 ms | added p50 ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for connections, stream in sorted({(r["connections"], r["stream"]) for r in rounds}):
@@ -33,7 +34,8 @@ def write_page(page: Path, data: dict[str, Any]) -> None:
         rates = [r["rate"] for r in ours]
         p50, other = _median(ours, "p50_ms"), _median(theirs, "p50_ms")
         out.append(
-            f"| {'SSE' if stream else 'whole reply'} | {connections} | {_median(ours, 'rate'):.0f} ({min(rates):.0f}–{max(rates):.0f}) "
+            f"| {'SSE' if stream else 'whole reply'} | {connections} "
+            f"| {_median(ours, 'rate'):.0f} ({min(rates):.0f}–{max(rates):.0f}) "
             f"| {_median(theirs, 'rate'):.0f} | {_median(ours, 'rate') / _median(theirs, 'rate'):.2f} "
             f"| {p50:.1f} / {_median(ours, 'p99_ms'):.1f} | {other:.1f} / {_median(theirs, 'p99_ms'):.1f} | {p50 - other:.1f} |"
         )

@@ -10,15 +10,18 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from itertools import pairwise
 
 import httpx
 import psutil
 import pytest
 
+from cluster.redis_server import executable
 from cluster.settings import PROJECT_ROOT
 from tests.cluster.conftest import Home, new_home
 from tests.support.serving import Asked, Serving, undisturbed
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -34,10 +37,10 @@ def home() -> Iterator[Home]:
 
 
 @pytest.fixture
-async def serving(home: Home) -> AsyncIterator[Serving]:
+async def serving(home: Home) -> Serving:
     serving = Serving(home.url, home.record.dashboard_url, home.record.redis_url)
     await serving.until_whole()
-    yield serving
+    return serving
 
 
 def report(capsys: pytest.CaptureFixture[str], what: str, asked: Asked) -> None:
@@ -73,7 +76,7 @@ def check_stretches(asked: Asked) -> None:
     stretches = asked.assembly.stretches
     assert len(stretches) == len(takeovers) + 1
     assert len({mark for stretch in stretches for mark in marks(stretch.text)}) == len(stretches)
-    for before, stretch in zip(stretches, stretches[1:], strict=False):
+    for before, stretch in pairwise(stretches):
         assert takeovers[stretch.attempt] == before.last == stretch.first - 1
     for stretch in stretches:
         assert len(marks(stretch.text)) == 1, "two writers in one stretch"
@@ -132,13 +135,9 @@ async def test_the_same_idempotency_key_is_attached_during_and_after_a_takeover(
     headers = {"Idempotency-Key": "once"}
     async with httpx.AsyncClient(base_url=serving.url, timeout=90) as http:
         first = asyncio.create_task(http.post("/api/chat", json=body, headers=headers))
-        async with asyncio.timeout(20):
-            while not (found := serving.redis.get("aurora:idempotency:same_key:once")):
-                await asyncio.sleep(0.02)
-        turn_id = json.loads(found)["turn_id"]
-        async with asyncio.timeout(20):
-            while int(serving.redis.hget(f"aurora:turn:{turn_id}", "seq") or 0) < 10:
-                await asyncio.sleep(0.02)
+        claimed = str(await until(lambda: serving.redis.get("aurora:idempotency:same_key:once"), 20))
+        turn_id = json.loads(claimed)["turn_id"]
+        await until(lambda: int(serving.redis.hget(f"aurora:turn:{turn_id}", "seq") or 0) >= 10, 20)
         serving.kill(serving.replicas("Inference"))
         second = asyncio.create_task(http.post("/api/chat", json=body, headers=headers))
         answers = [answer.json() for answer in await asyncio.gather(first, second)]
@@ -186,14 +185,13 @@ async def test_redis_killed_and_restarted_from_its_append_only_file_is_a_pause_a
     serving: Serving, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = psutil.Process(home.record.redis.pid)  # type: ignore[union-attr]
-    command, folder, environment = process.cmdline(), process.cwd(), process.environ()
     restarted = None
     try:
         async with Asked(serving, "killed_redis", "Hello there", SLOW) as asked:
             await asked.pieces(20)
             process.kill()
             await asyncio.sleep(2)  # the fault itself
-            restarted = subprocess.Popen(arguments(command, home), cwd=folder, env=environment or None, stdout=subprocess.DEVNULL)
+            restarted = restart_redis(home)
             assert await asked.end() == await undisturbed("Hello there", SLOW)
             report(capsys, "Redis killed, 2 s away", asked)
             asked.check(serving)
@@ -204,14 +202,12 @@ async def test_redis_killed_and_restarted_from_its_append_only_file_is_a_pause_a
             home.adopt(restarted)
 
 
-def arguments(command: list[str], home: Home) -> list[str]:
-    """A Redis shows its title instead of its arguments: give them again."""
-    from cluster.redis_server import executable
-
-    program = executable()[0]
-    port = str(home.record.ports["redis"])
-    data = str(home.settings.home / "redis")
-    return [program, "--bind", "127.0.0.1", "--port", port, "--dir", data, "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+def restart_redis(home: Home) -> "subprocess.Popen[bytes]":
+    """Start our Redis again as `up` did: nobody else does, on one machine."""
+    program, _ = executable()
+    options = f"--bind 127.0.0.1 --port {home.record.ports['redis']} --dir {home.settings.home / 'redis'}"
+    command = [program, *options.split(), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 async def test_a_poisoned_turn_fails_after_its_tries_and_its_neighbours_are_answered(

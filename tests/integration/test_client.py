@@ -13,7 +13,6 @@ import pytest
 
 from serve_app.chat.events import Event, Piece, Receipt
 from serve_app.client import Assembly, AuroraClient, BrokenPromise, NobodyAnswers, RequestRefused
-from serve_app.client.sse import BadStream, read_events
 from tests.support.redis_process import RedisProcess, free_port
 from tests.support.stack import Stack
 from tests.support.tcp_proxy import TcpProxy
@@ -325,31 +324,6 @@ async def test_conversations_and_personalities_are_the_clients_own(stack: Stack)
 def test_nodes_that_are_no_urls_are_refused_at_once(nodes: list[str]) -> None:
     with pytest.raises(ValueError, match=re.escape("http://127.0.0.1:8000")):
         AuroraClient(nodes, "ada")
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 4096])
-async def test_events_are_read_however_the_bytes_are_cut(size: int) -> None:
-    wire = (
-        ': hello\r\n\r\nid: 0\ndata: {"type":"new kind","turn_id":"t"}\n\n'
-        'id: 1\ndata: {"type":"piece","turn_id":"t",\ndata: "seq":1,"attempt":1,"text":"é\u2028"}\n\ndata: {"type":'
-    ).encode()
-
-    async def chunks() -> AsyncIterator[bytes]:
-        for at in range(0, len(wire), size):
-            yield wire[at : at + size]
-
-    heard = [event async for event in read_events(chunks())]
-
-    assert heard == [None, None, Piece(turn_id="t", seq=1, attempt=1, text="é\u2028")]
-
-
-@pytest.mark.parametrize("junk", [b"data: <html>\n\n", b'data: {"type":"piece"}\n\n'])
-async def test_a_stream_of_something_else_is_refused(junk: bytes) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield junk
-
-    with pytest.raises(BadStream):
-        await anext(read_events(chunks()))
 
 
 def test_the_client_needs_neither_fastapi_nor_redis_nor_ray() -> None:

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -129,7 +130,7 @@ class Asked:
     def gap(self) -> float:
         """The longest pause between two events, in seconds."""
         times = [at for at, event in self.events if event.type in ("piece", "done")]
-        return max(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        return max(later - earlier for earlier, later in pairwise(times))
 
     def check(self, serving: Serving) -> None:
         """One end, one stored reply, equal to what the client has; the receipt of both."""

@@ -110,7 +110,7 @@ class Stack:
     async def ping(self) -> bool:
         try:
             return bool(await self.redis.ping())
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, Redis is away
             return False
 
     async def __aenter__(self) -> "Stack":
