@@ -79,7 +79,8 @@ class Position:
     def _takeover(self, event: Takeover) -> list[Event] | None:
         if event.attempt <= self.attempt:
             return []
-        if event.after_seq > self.seq:
+        unseen = self.attempt and event.attempt > self.attempt + 1  # the one before may have gone on from further back
+        if event.after_seq > self.seq or unseen:
             return None
         self.attempt = event.attempt
         return [*self._rewind(event.turn_id, event.after_seq), event]
@@ -107,7 +108,8 @@ class Position:
             out += self._rewind(end.turn_id, end.receipt.pieces)
         if self._from_start:
             passed = self._ending(end)
-            if passed is None:  # not the text of the receipt: give it all again
+            if passed is None:  # not the text of the receipt: give it all again, whichever attempt wrote it
+                self.attempt = 0
                 return [*out, *self._rewind(end.turn_id, 0)]
             return [*out, *passed]
         content = snapshot.reply.content if snapshot.reply else ""

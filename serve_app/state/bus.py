@@ -161,7 +161,7 @@ class RedisBus(Bus):
                 await connection.disconnect(nowait=True)
 
     async def _read_for_ever(self) -> None:
-        pause = 0.05
+        pause, there = 0.05, True
         while True:
             try:
                 connection = listening_connection(self._redis)
@@ -169,6 +169,9 @@ class RedisBus(Bus):
                     await connection.connect()  # type: ignore[no-untyped-call]
                 self._connection = connection
                 self._heard = asyncio.get_running_loop().time()
+                if not there:
+                    log.warning("The event bus is connected again.")
+                    there = True
                 for name in list(self._channels):
                     await connection.send_command("SUBSCRIBE", name)
                 pause = 0.05
@@ -177,7 +180,9 @@ class RedisBus(Bus):
             except Exception as error:
                 if not is_away(error):
                     raise
-                log.warning("The event bus lost its connection (%s); listeners read the log meanwhile.", type(error).__name__)
+                if there:
+                    log.warning("The event bus lost its connection (%s); listeners read the log meanwhile.", type(error).__name__)
+                    there = False
             await self._drop()
             for channel in self._channels.values():
                 channel.confirmed.clear()

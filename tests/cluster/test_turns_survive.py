@@ -205,9 +205,11 @@ async def test_redis_killed_and_restarted_from_its_append_only_file_is_a_pause_a
 def restart_redis(home: Home) -> "subprocess.Popen[bytes]":
     """Start our Redis again as `up` did: nobody else does, on one machine."""
     program, _ = executable()
-    options = f"--bind 127.0.0.1 --port {home.record.ports['redis']} --dir {home.settings.home / 'redis'}"
+    port = home.record.redis_url.rsplit(":", 1)[1].partition("/")[0]
+    options = f"--bind 127.0.0.1 --port {port} --dir {home.settings.home / 'redis'}"
     command = [program, *options.split(), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    with (home.settings.home / "redis-again.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 async def test_a_poisoned_turn_fails_after_its_tries_and_its_neighbours_are_answered(

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
@@ -29,6 +29,13 @@ FAKE_CLOCK = "local function now_ms() return tonumber(redis.call('GET', 'test:cl
 """Replaces `_clock.lua`: the time is what a test has written to the key `test:clock`."""
 NOON = 1_760_000_000_000
 _numbers = itertools.count(1)
+
+
+class Ports(Protocol):
+    """Where turns are kept: a `Store`, or a whole `Stack`."""
+
+    turns: RedisTurns
+    redis: Redis
 
 
 class Store:
@@ -105,14 +112,14 @@ class Open:
     client_id: str
 
 
-async def claim(at: Store, turn_id: str, dispatch: str, run: str = "", node: str = "aurora") -> Claim:
+async def claim(at: Ports, turn_id: str, dispatch: str, run: str = "", node: str = "aurora") -> Claim:
     """Claim a turn, which must be possible."""
     claimed = await at.turns.claim(turn_id, dispatch=dispatch, run=run or ids.new_token(), node=node, plan=plan(), window=60)
     assert isinstance(claimed, Claim), claimed
     return claimed
 
 
-async def open_turn(at: Store, **asked: Any) -> Open:
+async def open_turn(at: Ports, **asked: Any) -> Open:
     """Begin a turn and claim it."""
     new, run = new_turn(**asked), ids.new_token()
     begun = await at.turns.begin(new)
@@ -127,7 +134,7 @@ async def fall_due(at: Store, *turn_ids: str) -> None:
         await at.redis.zadd("aurora:turns:open", dict.fromkeys(turn_ids, 0))
 
 
-async def lose_after(at: Store, turn_id: str, *, seq: int, attempt: int, token: str) -> None:
+async def lose_after(at: Ports, turn_id: str, *, seq: int, attempt: int, token: str) -> None:
     """Set a turn back to piece `seq` of `attempt`, held by `token`: what a failover does to writes that were not replicated."""
     log = f"aurora:turn:{turn_id}:log"
     kept = [

@@ -8,11 +8,15 @@ if c[1] ~= ARGV[2] then return { 'none' } end
 if c[4] then return { 'ok' } end
 if c[3] and redis.call('HGET', K.turn .. c[3], 'state') == 'open' then return { 'open', c[3] } end
 local last = tonumber(c[2])
--- Logs live LOG_SECONDS after their turn: only those of the latest messages can still hold text.
-for seq = math.max(1, last - 400), last do
+-- Turns of a conversation end one after another, and a log lives LOG_SECONDS after its turn: the newest first, back to one
+-- that ended longer ago.
+for seq = last, 1, -1 do
   local raw = redis.call('GET', K.message .. id .. ':' .. seq)
   local turn_id = raw and cjson.decode(raw).turn_id
-  if turn_id then redis.call('UNLINK', log_key(turn_id)) end
+  if turn_id then
+    if redis.call('TTL', K.turn .. turn_id) < TOMBSTONE_SECONDS - LOG_SECONDS then break end
+    redis.call('UNLINK', log_key(turn_id))
+  end
 end
 for from = 1, last, 1000 do
   local names = {}
