@@ -15,7 +15,7 @@ from serve_app.chat.service import ChatService
 _DESCRIPTION = """Chat served from every node. **An answer, once asked for, arrives**: whole, once, on every device.
 
 WebSocket: `/ws/{client_id}`. Frames in: `{"type": "chat", "message": …, "personality"?, "conversation_id"?, "message_id"?,
-"stream"?, "options"?}`, `{"type": "resume", "turn_id", "after"}`, `{"type": "stop", "turn_id"}`, `{"type": "ping"}`.
+"stream"?, "options"?}`, `{"type": "resume", "turn_id", "after", "attempt"?}`, `{"type": "stop", "turn_id"}`, `{"type": "ping"}`.
 Out: one frame per answer with `content` and `node`; with `"stream": true` every event of the turn;
 `{"type": "error", "error": …}`."""
 

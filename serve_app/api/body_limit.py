@@ -1,4 +1,7 @@
-"""Refuses bodies that are larger than any request of ours, before they fill the memory."""
+"""Refuses bodies that are larger than any request of ours, before they fill the memory.
+
+FastAPI's own `max_body_size` answers a chunked body in plain text; here every error has the one shape.
+"""
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -200,10 +200,12 @@ async def test_a_writer_that_lost_its_turn_takes_nothing_more(redis_server: Redi
 
 async def test_stopping_a_turn_stops_its_engine(redis_server: RedisProcess) -> None:
     engine = TalkingEngine(100_000, 6, per_second=200)
-    async with Stack(redis_server.url, engine=engine) as stack:
-        async with Listening(stack.service.ask(Ask(client_id="ann", message="Hello"))) as heard:
-            await heard.pieces(2)
-            await stack.service.stop(heard.events[0].turn_id)
-            await heard.end()
-            await until(lambda: engine.closed, 3)
-            await until(lambda: stack.generator.running == 0, 3)
+    async with (
+        Stack(redis_server.url, engine=engine) as stack,
+        Listening(stack.service.ask(Ask(client_id="ann", message="Hello"))) as heard,
+    ):
+        await heard.pieces(2)
+        await stack.service.stop(heard.events[0].turn_id)
+        await heard.end()
+        await until(lambda: engine.closed, 3)
+        await until(lambda: stack.generator.running == 0, 3)
