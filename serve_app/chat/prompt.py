@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 from serve_app.chat.engine import Prompt, PromptMessage
-from serve_app.chat.messages import Message
 from serve_app.chat.personalities import Personality
+from serve_app.chat.turns import PastMessage
 
 
-def build_prompt(personality: Personality, history: Iterable[Message]) -> Prompt:
+def build_prompt(personality: Personality, history: Iterable[PastMessage]) -> Prompt:
     """Return the prompt for `history`, oldest first, the user's message last.
 
     A stopped reply enters: the user saw it and may refer to it. A failed one does not: nobody meant it (design, section 3).

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from serve_app.chat.events import End, Event
-from serve_app.chat.messages import Message
+from serve_app.chat.messages import Message, Role
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import PinnedPersonality
 
@@ -89,6 +89,14 @@ class LoggedPiece:
     token_ids: tuple[int, ...] = ()
 
 
+class PastMessage(NamedTuple):
+    """What a run needs to know of an earlier message; many of them come with every claim."""
+
+    role: Role
+    content: str
+    status: str = ""
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a run gets with its claim: who it is, what to answer, and what was already said."""
@@ -99,7 +107,7 @@ class Claim:
     node: str
     plan: Plan
     options: Options
-    history: tuple[Message, ...]
+    history: tuple[PastMessage, ...]
     pieces: tuple[LoggedPiece, ...]
     remaining_ms: int
 

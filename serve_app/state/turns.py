@@ -4,17 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from pydantic import TypeAdapter
 
 from serve_app.chat import errors
 from serve_app.chat.events import EVENT_VERSION, End, Event, parse_event
 from serve_app.chat.messages import Message, Role
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import PinnedPersonality
-from serve_app.chat.turns import Begun, Claim, Due, Held, LoggedPiece, NewTurn, Plan, Snapshot, TurnStore, Verdict
+from serve_app.chat.turns import Begun, Claim, Due, Held, LoggedPiece, NewTurn, PastMessage, Plan, Snapshot, TurnStore, Verdict
 from serve_app.state.scripts import Scripts
 
-_HISTORY = TypeAdapter(tuple[Message, ...])
+_ROLES = {role.value: role for role in Role}
 _REFUSALS: dict[str, type[errors.ChatError]] = {
     "idempotency_mismatch": errors.IdempotencyMismatch,
     "no_conversation": errors.ConversationNotFound,
@@ -75,7 +74,10 @@ class RedisTurns(TurnStore):
             node=at,
             plan=Plan(pool, personality),
             options=Options.model_validate_json(options),
-            history=_HISTORY.validate_json(b"[%s]" % b",".join(reply[12:end])),
+            history=tuple(
+                PastMessage(_ROLES[message["role"]], message["content"], message.get("status", ""))
+                for message in orjson.loads(b"[%s]" % b",".join(reply[12:end]))
+            ),
             pieces=_pieces(reply[end:]),
             remaining_ms=int(remaining),
         )

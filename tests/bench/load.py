@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
+CONVERSATION = 10
+"""Turns of one conversation."""
+
 
 @dataclass
 class Result:
@@ -54,25 +57,26 @@ async def _answer(reader: asyncio.StreamReader) -> tuple[int, float]:
 
 
 async def run(port: int, *, connections: int, turns: int, stream: bool, words: int = 20, prefix: str = "bench") -> Result:
-    """Ask `turns` questions over `connections` keep-alive connections, each its own client; 20-token instant replies."""
+    """Ask `turns` questions over `connections` keep-alive connections; 20-token instant replies.
+
+    Each connection is a new client, with a new conversation, every `CONVERSATION` turns.
+    """
     result = Result(turns=0, seconds=0)
     left = turns
 
     async def one(number: int) -> None:
         nonlocal left
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        body: dict[str, object] = {
-            "message": "How are you today?",
-            "personality": "robbie",
-            "client_id": f"{prefix}_{number}",
-            "options": {"words": words},
-        }
+        body: dict[str, object] = {"message": "How are you today?", "personality": "robbie", "options": {"words": words}}
         if stream:
             body["stream"] = True
-        request = _request(f"127.0.0.1:{port}", body)
+        asked = 0
         try:
             while left > 0:
                 left -= 1
+                if asked % CONVERSATION == 0:
+                    request = _request(f"127.0.0.1:{port}", {**body, "client_id": f"{prefix}_{number}_{asked}"})
+                asked += 1
                 begun = time.perf_counter()
                 writer.write(request)
                 status, first = await _answer(reader)

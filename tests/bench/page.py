@@ -16,7 +16,8 @@ def write_page(page: Path, data: dict[str, Any]) -> None:
     out = [
         "# Benchmarks",
         "",
-        "Written by `make bench` from `benchmarks.json`; do not edit. 20-token instant replies of the scripted engine, all on",
+        "Written by `make bench` from `benchmarks.json`; do not edit. 20-token instant replies of the scripted engine, ten turns",
+        "a conversation, all on",
         f"one machine ({facts['cores']} cores, {facts['processor']}, Python {facts['python']}, {facts['measured']}), load",
         f"generator included. {count} rounds, systems alternating; medians. The machine is shared and noisy: read the ratios.",
         "",

@@ -90,8 +90,18 @@ def test_it_admits_plainly_that_it_is_scripted_knows_no_facts_and_what_to_do(who
 
 @pytest.mark.parametrize(
     "text",
-    ["Hello!", "My name is Ada", "Why is the sea salt?", "I lost my keys", "Who are you?", "What's my name?", "bye", "👋", "ok",
-     "Hi! Could you write me a rather long poem about the sea, with at least seven stanzas, and rhymes?"],
+    [
+        "Hello!",
+        "My name is Ada",
+        "Why is the sea salt?",
+        "I lost my keys",
+        "Who are you?",
+        "What's my name?",
+        "bye",
+        "👋",
+        "ok",
+        "Hi! Could you write me a rather long poem about the sea, with at least seven stanzas, and rhymes?",
+    ],
 )
 def test_an_ordinary_reply_is_worth_streaming(who: Personality, text: str) -> None:
     assert 40 <= len(reply(text, who=who).split()) <= 90
