@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import logging
 from typing import Any
 
 from ray import serve
@@ -12,6 +13,8 @@ from deployments.store import open_store
 from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.turns import Plan, Verdict
 from serve_app.engines import make_engine
+
+log = logging.getLogger(__name__)
 
 
 @serve.deployment(name="Inference")
@@ -45,6 +48,7 @@ class Inference:
                     )
                     await generator.__aenter__()
                     self._generator = generator
+                    log.info("Engine %s, model %s, is ready.", self._engine.info.kind, self._engine.info.model)
         return self._generator
 
     async def run_turn(self, turn_id: str, dispatch: str, run: str, plan: Plan) -> str:
@@ -68,6 +72,9 @@ class Inference:
 
     async def __del__(self) -> None:
         """Release the engine; Serve awaits this after draining."""
+        for run in self._running:
+            run.cancel()  # before its engine goes: it must not end a turn that another replica can go on with
+        await asyncio.gather(*self._running, return_exceptions=True)
         if self._generator is not None:
             await self._generator.__aexit__()
         await self._engine.close()

@@ -1,6 +1,7 @@
 """The deployment that serves :8000: REST, SSE and WebSocket."""
 
 import asyncio
+import logging
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,6 +23,8 @@ from serve_app.state.conversations import RedisConversations
 from serve_app.state.sessions import RedisSessions
 
 PING_TIMEOUT_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @serve.deployment(name="Ingress")
@@ -46,6 +49,7 @@ class Ingress:
             node=settings.node_name,
             config=ServiceConfig(limits=args.limits, deadline_s=args.turns.deadline_s, max_open_turns=args.turns.max_open_turns),
         )
+        log.info("Ingress of node %s; pools: %s.", settings.node_name, ", ".join(args.pools))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the ASGI application; Serve calls this in the replica, after the constructor."""

@@ -56,6 +56,9 @@ class _Known:
         while len(self._ids) > REMEMBERED:
             self._ids.popitem(last=False)
 
+    def discard(self, turn_id: str) -> None:
+        self._ids.pop(turn_id, None)
+
     def __contains__(self, turn_id: str) -> bool:
         return turn_id in self._ids
 
@@ -87,6 +90,11 @@ class Feeds:
         if self._feeds.get(turn_id) is feed:
             del self._feeds[turn_id]
             self._followers.pop(turn_id, None)
+
+    def forget(self, turn_id: str) -> None:
+        """Know nothing of a turn any more."""
+        self._feeds.pop(turn_id, None)
+        self.known.discard(turn_id)
 
     def put(self, turn_id: str, batch: list[Event]) -> None:
         """Hand live events to a turn's follower, if it has one."""

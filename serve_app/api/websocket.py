@@ -144,9 +144,10 @@ class Connection:
         loop = asyncio.get_running_loop()
         self._tokens = min(FRAMES_AT_ONCE, self._tokens + (loop.time() - self._refilled) * FRAMES_PER_SECOND)
         self._refilled = loop.time()
+        if self._tokens >= FRAMES_AT_ONCE:
+            self._dropped = 0  # it has been quiet for long enough
         if self._tokens >= 1:
             self._tokens -= 1
-            self._dropped = 0
             return True
         self._dropped += 1
         if self._dropped == 1:
@@ -190,7 +191,7 @@ class Connection:
         try:
             begun = await self._service.begin(ask, turn_id=turn_id)
         except BaseException:
-            self._feeds.close(turn_id, feed)
+            self._feeds.forget(turn_id)  # it may have begun all the same: then it is one of somebody else's
             raise
         if self._streams:
             accepted = self._service.accepted(begun, frame.message).model_dump()

@@ -51,8 +51,9 @@ class Position:
         out: list[Event] = []
         if snapshot.end is not None and not snapshot.kept:
             return self.recover(snapshot, snapshot.end), False
-        if self.seq > snapshot.seq and self.attempt == 0:
+        if (self.seq > snapshot.seq and self.attempt == 0) or self.attempt > snapshot.attempt > 0:
             # A client that resumes from beyond the log: only from the start is certain (law 10).
+            self.attempt = 0
             return self._rewind(snapshot.turn_id, 0), True
         for event in snapshot.events:
             passed = self.apply(event)

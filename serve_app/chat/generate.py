@@ -147,8 +147,9 @@ class Generator:
         finally:
             writer.stop_appending()
             listening.cancel()
-            with contextlib.suppress(EngineError, RuntimeError):  # RuntimeError: it is still running, see above
-                await stream.aclose()
+            with contextlib.suppress(EngineError, RuntimeError, TimeoutError):  # RuntimeError: it is still running, see above
+                async with asyncio.timeout(STOP_WITHIN_S):
+                    await stream.aclose()
         if current.lost:
             raise Superseded()
         usage, error = Usage(), self._failure(current, listening)
@@ -243,6 +244,6 @@ class Generator:
             with contextlib.suppress(StoreUnavailable):
                 lost = await self._turns.renew([(run.turn_id, run.token) for run in runs])
                 for run in runs:
-                    if run.turn_id in lost and run.token in self._runs:
+                    if run.token in lost and run.token in self._runs:
                         run.interrupt(None)
             await asyncio.sleep(max(0.05, config.beat_s - (loop.time() - begun)))

@@ -237,8 +237,10 @@ class ChatService:
         Raises:
             TurnNotFound: it never was, or ended too long ago.
         """
-        await stop_turn(self._turns, turn_id)
-        return await self._turns.read(turn_id)
+        while True:
+            await stop_turn(self._turns, turn_id)
+            if (turn := await self._turns.read(turn_id)).end is not None:  # else another stop took it out of our hands
+                return turn
 
     async def create_conversation(self, *, client_id: str, personality: str, title: str) -> Conversation:
         """Start a conversation; it becomes the session's current one with this personality."""

@@ -110,7 +110,6 @@ class Supervisor:
             log.exception("Supervising turn %s failed; a sweep takes it on.", due.turn_id)
         finally:
             self._supervised.discard(due.token)
-            self._waiting.pop(due.turn_id, None)
 
     async def _supervise(self, due: Due) -> None:
         error = self._hopeless(due)
@@ -130,10 +129,13 @@ class Supervisor:
         token, tried = due.token, 0
         while True:
             run = new_token()
-            self._waiting[due.turn_id] = token
+            self._waiting[token] = due.turn_id
             plan = Plan(pools[tried % len(pools)], pinned)
             try:
-                outcome = await self._pools.run_turn(due.turn_id, dispatch=token, run=run, plan=plan)
+                try:
+                    outcome = await self._pools.run_turn(due.turn_id, dispatch=token, run=run, plan=plan)
+                finally:
+                    self._waiting.pop(token, None)
             except (EngineUnavailable, Overloaded) as reason:
                 again = await self._turns.redispatch(due.turn_id, dispatch=token, run=run, token=new_token())
                 if isinstance(again, Verdict):
@@ -179,8 +181,7 @@ class Supervisor:
         waiting = dict(self._waiting)
         queued: dict[str, Event] = {
             turn_id: Queued(turn_id=turn_id, place=place, estimate_seconds=place * self._config.beat_s)
-            for place, turn_id in enumerate(waiting, start=1)
+            for place, turn_id in enumerate(waiting.values(), start=1)
         }
-        for turn_id in await self._turns.renew(list(waiting.items()), queued=queued):
-            if self._waiting.get(turn_id) == waiting[turn_id]:
-                del self._waiting[turn_id]
+        for token in await self._turns.renew([(turn_id, token) for token, turn_id in waiting.items()], queued=queued):
+            self._waiting.pop(token, None)

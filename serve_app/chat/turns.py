@@ -195,7 +195,11 @@ class TurnStore(Protocol):
         ...
 
     async def renew(self, held: Sequence[tuple[str, str]], *, queued: dict[str, Event] | None = None) -> set[str]:
-        """Renew the leases of (turn_id, token) pairs and return the ids of those that are no longer held."""
+        """Renew the leases of (turn_id, token) pairs and return the tokens that hold nothing any more.
+
+        Tokens, not ids: two runs of one turn may meet in one replica, and only one of them is lost. Past a turn's deadline,
+        with some grace, no lease is renewed, so that a sweep ends it. `queued` events go to the devices.
+        """
         ...
 
     async def finish(

@@ -114,6 +114,7 @@ class Writer:
         """
         if self.refused is not None or self.closed:  # closed: an engine that goes on although it was stopped
             raise Superseded(self.refused or Verdict.SUPERSEDED)
+        text = text.encode(errors="replace").decode()  # half a surrogate pair cannot be stored
         now = self._loop.time()
         if self._open and (now - self._open_since >= COALESCE_S or self._open_size >= PIECE_LIMIT):
             self._close_piece()
@@ -132,6 +133,14 @@ class Writer:
             self._open, self._open_ids, self._open_size = [], [], 0
 
     async def _append_for_ever(self) -> None:
+        try:
+            await self._appending()
+        except Exception:
+            self.refused = Verdict.SUPERSEDED  # the engine must not go on, or wait for room, for nobody
+            self._room.set()
+            raise
+
+    async def _appending(self) -> None:
         while True:
             await self._wake.wait()
             if self.closed or self.refused is not None:

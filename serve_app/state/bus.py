@@ -89,6 +89,7 @@ class RedisBus(Bus):
         self._channels: dict[str, _Channel] = {}
         self._connection: Connection | None = None
         self._heard = 0.0
+        self._closing = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "RedisBus":
@@ -98,13 +99,14 @@ class RedisBus(Bus):
 
     async def __aexit__(self, *_: object) -> None:
         """Stop listening."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing = True
         for channel in self._channels.values():
             if channel.linger:
                 channel.linger.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self._drop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check(self) -> None:
         """Raise if a task of the bus has died: a listener must never end silently."""
@@ -131,6 +133,7 @@ class RedisBus(Bus):
                     async with asyncio.timeout(CONFIRM_WITHIN_S):
                         await channel.confirmed.wait()
                 except TimeoutError:
+                    channel.was_confirmed = True  # from here on something can be missed: the confirmation must say so
                     listener.miss()
             yield listener
         finally:
@@ -143,9 +146,13 @@ class RedisBus(Bus):
         channel = self._channels.get(name)
         if channel is not None and not channel.listeners:
             del self._channels[name]
-            task = asyncio.ensure_future(self._send("UNSUBSCRIBE", name))
+            task = asyncio.ensure_future(self._unsubscribe(name))
             self._tasks.append(task)
             task.add_done_callback(self._tasks.remove)
+
+    async def _unsubscribe(self, name: str) -> None:
+        if name not in self._channels:  # else somebody has come since, and its SUBSCRIBE is on its way already
+            await self._send("UNSUBSCRIBE", name)
 
     async def _send(self, *command: str) -> None:
         """Send if connected. A failure is the reader's to notice: after a reconnect it subscribes to all there is."""
@@ -163,17 +170,17 @@ class RedisBus(Bus):
     async def _read_for_ever(self) -> None:
         pause, there = 0.05, True
         while True:
+            connection = listening_connection(self._redis)
             try:
-                connection = listening_connection(self._redis)
                 async with asyncio.timeout(DEAD_AFTER_S):  # a host that froze accepts connections and says nothing
                     await connection.connect()  # type: ignore[no-untyped-call]
-                self._connection = connection
-                self._heard = asyncio.get_running_loop().time()
+                    self._heard = asyncio.get_running_loop().time()
+                    self._connection = connection
+                    for name in list(self._channels):
+                        await connection.send_command("SUBSCRIBE", name)
                 if not there:
                     log.warning("The event bus is connected again.")
                     there = True
-                for name in list(self._channels):
-                    await connection.send_command("SUBSCRIBE", name)
                 pause = 0.05
                 while True:
                     self._take(await connection.read_response(timeout=None))
@@ -183,9 +190,14 @@ class RedisBus(Bus):
                 if there:
                     log.warning("The event bus lost its connection (%s); listeners read the log meanwhile.", type(error).__name__)
                     there = False
-            await self._drop()
+            finally:
+                self._connection = None
+                with contextlib.suppress(Exception):
+                    await connection.disconnect()
             for channel in self._channels.values():
                 channel.confirmed.clear()
+            if self._closing:  # the client may swallow a cancellation while it sends, see `Scripts`
+                return
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
 
@@ -208,13 +220,19 @@ class RedisBus(Bus):
                 channel.was_confirmed = True
 
     def _deliver(self, channel: _Channel, raw: bytes) -> None:
-        data = orjson.loads(raw)
-        turn_id = data[0]["turn_id"]
-        wanting = [listener for listener in channel.listeners if not listener.turn_id or listener.turn_id == turn_id]
-        if wanting:
-            batch = [parse_event(item) for item in data]
-            for listener in wanting:
+        try:
+            data = orjson.loads(raw)
+            turn_id = data[0]["turn_id"]
+            wanting = [listener for listener in channel.listeners if not listener.turn_id or listener.turn_id == turn_id]
+            batch = [parse_event(item) for item in data] if wanting else []
+        except (ValueError, LookupError, TypeError):
+            log.warning("A message on the bus is none of ours; listeners read the log.")
+            wanting, batch = list(channel.listeners), []
+        for listener in wanting:
+            if batch:
                 listener.put(batch)
+            else:
+                listener.miss()
 
     async def _ping(self) -> None:
         loop = asyncio.get_running_loop()

@@ -67,7 +67,7 @@ async def try_everything(at: Store, turn: Open, token: str) -> set[Verdict]:
     held = await at.turns.hold(turn.turn_id, token=token, stopping=False, mine=token)
     again = await at.turns.redispatch(turn.turn_id, dispatch=token, run=token, token="mine-again")
     claimed = await at.turns.claim(turn.turn_id, dispatch=token, run="mine-now", node="aurora", plan=plan(), window=9)
-    assert await at.turns.renew([(turn.turn_id, token)]) == {turn.turn_id}
+    assert await at.turns.renew([(turn.turn_id, token)]) == {token}
     return {attempt[0], ended[0], *(v for v in (held, again, claimed) if isinstance(v, Verdict))}
 
 

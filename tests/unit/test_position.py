@@ -51,3 +51,12 @@ def test_who_resumes_from_beyond_the_log_without_knowing_the_attempt_starts_over
     passed, again = position.apply_log(log_of(*WHOLE, seq=12, attempt=2))
     assert not again
     assert [event.seq for event in passed if isinstance(event, Piece)] == list(range(1, 13))
+
+
+def test_who_resumes_with_an_attempt_that_never_was_starts_over_and_is_not_left_without_pieces() -> None:
+    position = Position(2, attempt=9)
+    beyond = [event for event in WHOLE if not isinstance(event, Piece) or event.seq > 2]
+    assert position.apply_log(log_of(*beyond, seq=12, attempt=2)) == ([Rewind(turn_id=TURN, to_seq=0)], True)
+    passed, again = position.apply_log(log_of(*WHOLE, seq=12, attempt=2))
+    assert not again
+    assert [event.seq for event in passed if isinstance(event, Piece)] == list(range(1, 13))

@@ -35,7 +35,7 @@ redis.call('HSET', key, 'state', ARGV[3], 'token', '', 'ended_by', ARGV[2], 'end
 redis.call('HDEL', key, 'pinned', 'options')
 redis.call('ZREM', K.open, turn_id)
 redis.call('ZREMRANGEBYRANK', K.client_turns .. t[4], 0, -101)
-redis.call('EXPIRE', K.client_turns .. t[4], LOG_SECONDS)
+redis.call('EXPIRE', K.client_turns .. t[4], TOMBSTONE_SECONDS)
 redis.call('EXPIRE', key, TOMBSTONE_SECONDS)
 redis.call('EXPIRE', log_key(turn_id), LOG_SECONDS)
 if t[6] ~= '' then redis.call('EXPIRE', K.idempotency .. t[4] .. ':' .. t[6], TOMBSTONE_SECONDS) end
