@@ -25,6 +25,11 @@ class _Feed(Subscription):
             self._batches.append(batch)
             self._news.set()
 
+    @property
+    def heard(self) -> bool:
+        """Whether anything has come that was not taken yet."""
+        return bool(self._batches) or self._missed
+
     def miss(self) -> None:
         self._missed = True
         self._batches.clear()

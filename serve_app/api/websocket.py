@@ -190,6 +190,12 @@ class Connection:
         feed = self._feeds.open(turn_id)  # before the turn begins: what is published meanwhile waits here
         try:
             begun = await self._service.begin(ask, turn_id=turn_id)
+        except StoreUnavailable:
+            if feed.heard:  # it has begun all the same, and its reply alone was lost
+                self._follow(turn_id, stream=self._streams, feed=feed)
+            else:
+                self._feeds.forget(turn_id)
+            raise
         except BaseException:
             self._feeds.forget(turn_id)  # it may have begun all the same: then it is one of somebody else's
             raise
