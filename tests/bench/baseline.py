@@ -55,7 +55,7 @@ def build(redis_url: str) -> FastAPI:
         if not conversation:
             conversation = f"conv_{body.client_id}_{int(time.time())}"
         record = {"user_id": body.client_id, "node": "aurora", "created_at": now(), "conversation": conversation}
-        await redis.setex(f"base:session:{body.client_id}", 3600, orjson.dumps(record))
+        await redis.set(f"base:session:{body.client_id}", orjson.dumps(record), ex=3600)
         message = {"role": "user", "content": body.message, "timestamp": now(), "client_id": body.client_id, "node": "aurora"}
         await store(conversation, message)
         last = int(await redis.get(f"base:seq:{conversation}"))
