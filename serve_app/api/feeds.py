@@ -1,52 +1,13 @@
 """The turns that one WebSocket connection follows, each with a bounded queue of live events."""
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
 from serve_app.chat.events import Event
+from serve_app.chat.inbox import Inbox
 from serve_app.chat.turns import Subscription
 
-QUEUE_LIMIT = 256
 REMEMBERED = 1_000
-
-
-class _Feed(Subscription):
-    """A turn's share of the connection's subscription."""
-
-    def __init__(self) -> None:
-        self._batches: deque[list[Event]] = deque()
-        self._news = asyncio.Event()
-        self._missed = False
-
-    def put(self, batch: list[Event]) -> None:
-        if len(self._batches) >= QUEUE_LIMIT:
-            self.miss()
-        else:
-            self._batches.append(batch)
-            self._news.set()
-
-    @property
-    def heard(self) -> bool:
-        """Whether anything has come that was not taken yet."""
-        return bool(self._batches) or self._missed
-
-    def miss(self) -> None:
-        self._missed = True
-        self._batches.clear()
-        self._news.set()
-
-    async def next(self, timeout: float) -> list[Event] | None:
-        if not self._batches and not self._missed:
-            self._news.clear()
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._news.wait()
-            except TimeoutError:
-                return None
-        if self._missed:
-            self._missed = False
-            return None
-        return self._batches.popleft()
 
 
 class _Known:
@@ -74,13 +35,13 @@ class Feeds:
     def __init__(self) -> None:
         """Start with none."""
         self.known = _Known()
-        self._feeds: dict[str, _Feed] = {}
+        self._feeds: dict[str, Inbox] = {}
         self._followers: dict[str, asyncio.Task[None]] = {}
 
-    def open(self, turn_id: str) -> _Feed:
+    def open(self, turn_id: str) -> Inbox:
         """Return a fresh feed for a turn; it replaces an older one."""
         self.known.add(turn_id)
-        feed = self._feeds[turn_id] = _Feed()
+        feed = self._feeds[turn_id] = Inbox()
         return feed
 
     def follow(self, turn_id: str, follower: asyncio.Task[None]) -> None:

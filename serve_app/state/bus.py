@@ -8,12 +8,12 @@ Best effort by design: pub/sub may swallow any message, so a listener that needs
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import AsyncIterator
 
 import orjson
 
-from serve_app.chat.events import Event, parse_event
+from serve_app.chat.events import parse_event
+from serve_app.chat.inbox import Inbox
 from serve_app.chat.turns import Bus, Subscription
 from serve_app.state.connection import Connection, Redis, is_away, listening_connection
 from serve_app.state.keys import CLIENT_CHANNEL
@@ -23,51 +23,16 @@ DEAD_AFTER_S = 3.0
 CONFIRM_WITHIN_S = 1.0
 LINGER_S = 30.0
 """How long an unused subscription is kept: a client's next request costs no SUBSCRIBE."""
-QUEUE_LIMIT = 256
-"""Batches a slow listener may be behind; beyond, it reads the log: a position, not memory."""
 
 log = logging.getLogger(__name__)
 
 
-class _Listener(Subscription):
-    """One listener's bounded queue."""
+class _Listener(Inbox):
+    """One listener of a channel, to one turn or (empty) to all of them."""
 
     def __init__(self, turn_id: str) -> None:
+        super().__init__()
         self.turn_id = turn_id
-        self.missed = False
-        self._batches: deque[list[Event]] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    def put(self, batch: list[Event]) -> None:
-        if len(self._batches) >= QUEUE_LIMIT:
-            self.miss()
-        else:
-            self._batches.append(batch)
-            self._wake()
-
-    def miss(self) -> None:
-        self.missed = True
-        self._batches.clear()
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self, timeout: float) -> list[Event] | None:
-        if not self._batches and not self.missed:
-            loop = asyncio.get_running_loop()
-            self._waiter = waiter = loop.create_future()
-            timer = loop.call_later(timeout, self._wake)
-            try:
-                await waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
-        if self.missed or not self._batches:
-            self.missed = False
-            return None
-        return self._batches.popleft()
 
 
 class _Channel:

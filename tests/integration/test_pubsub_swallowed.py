@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from serve_app.chat.follow import SILENCE_S
+from serve_app.chat.inbox import LIMIT
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask
-from serve_app.state.bus import CONFIRM_WITHIN_S, DEAD_AFTER_S, PING_EVERY_S, QUEUE_LIMIT
+from serve_app.state.bus import CONFIRM_WITHIN_S, DEAD_AFTER_S, PING_EVERY_S
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack
 from tests.support.tcp_proxy import TcpProxy
@@ -114,7 +115,7 @@ async def test_a_connection_that_died_in_silence_is_noticed_and_made_anew(
 
 async def test_a_listener_that_reads_too_slowly_reads_the_log_and_misses_nothing(stack: Stack) -> None:
     new = new_turn(client_id="ann")
-    texts = [f"{number} " for number in range(1, QUEUE_LIMIT + 101)]
+    texts = [f"{number} " for number in range(1, LIMIT + 101)]
     async with stack.bus.listen("ann") as live, stack.bus.listen("ann") as quick:
         await stack.turns.begin(new)
         await claim(stack, new.turn_id, new.token, "r")

@@ -10,11 +10,10 @@ import httpx
 import pytest
 from starlette.websockets import WebSocket
 
-from serve_app.api import feeds
 from serve_app.api.access import Access
 from serve_app.api.websocket import Connection
 from serve_app.chat.events import Piece
-from serve_app.state import bus
+from serve_app.chat.inbox import LIMIT
 from tests.support.clients import ENDS, Device, Frame, all_sse, check_whole, paced
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack
@@ -143,7 +142,7 @@ async def test_a_connection_that_takes_nothing_keeps_no_more_than_its_queues_and
         assert len(sent) == 3
         gc.collect()
         held = sum(isinstance(o, Piece) for o in gc.get_objects())
-        assert held <= feeds.QUEUE_LIMIT + bus.QUEUE_LIMIT + 50, "the events of a stuck connection pile up"
+        assert held <= 2 * LIMIT + 50, "the events of a stuck connection pile up"
         end = ending(new.turn_id, texts, conversation_id=begun.conversation_id)
         await stack.turns.finish(new.turn_id, token="run", end=end, from_seq=len(texts) + 1)
         flows.set()
