@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/installed
 # Any Python from 3.11 does; 3.12 and 3.11 come first, as for later ones the embedded Redis must be compiled (gcc, make).
 PYTHONS := python3.12 python3.11 python3 python3.13 python3.14
 
-.PHONY: help up down status test check bench
+.PHONY: help up down status test check bench drills
 
 help:
 	@echo "make up      start Aurora on this machine (installs into $(VENV) the first time)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   check style, types and the arrows between the folders"
 	@echo "make bench   measure, and write docs/benchmarks.md"
+	@echo "make drills  kill machines of the lab while forty clients talk, and write docs/drills.md (root; hours; goes on where it was)"
 
 up: $(INSTALLED)
 	@$(BIN)/aurora-cli up
@@ -25,8 +26,10 @@ down: $(INSTALLED)
 status: $(INSTALLED)
 	@$(BIN)/aurora-cli status
 
+# What starts Ray runs alone, after the rest: most of the rest waits for leases and clocks, so that several can at a time.
 test: $(INSTALLED)
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 4 --dist loadfile -m "not cluster and not lab"
+	@$(BIN)/pytest -q -m "cluster or lab"
 
 check: $(INSTALLED)
 	@$(BIN)/ruff check --quiet --output-format=concise .
@@ -37,6 +40,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m tests.bench
+
+drills: $(INSTALLED)
+	@$(BIN)/python -m tests.drills
 
 # Once, and again when what is to be installed has changed.
 $(INSTALLED): requirements.lock pyproject.toml

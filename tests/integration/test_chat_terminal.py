@@ -46,7 +46,9 @@ def proxied(proxy: TcpProxy) -> str:
 
 
 def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "AURORA_HOME": str(home), "PYTHONPATH": str(PROJECT), "TERM": "xterm"}
+    # Without what a test runner may say of its own terminal.
+    inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return {**inherited, "AURORA_HOME": str(home), "PYTHONPATH": str(PROJECT), "TERM": "xterm"}
 
 
 async def start(home: Path, *arguments: str, stdin: int = asyncio.subprocess.DEVNULL) -> asyncio.subprocess.Process:
