@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
-from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -81,12 +80,14 @@ class PoolHandles(Pools):
 
     def __init__(self, pools: Iterable[str], *, timeout_s: float) -> None:
         """Make handles for the pool applications named; a run that takes longer than `timeout_s` is given up."""
-        self._run_turn = {name: _prefer_local(serve.get_deployment_handle("Inference", app_name=name)).run_turn for name in pools}
+        names = tuple(pools)
+        self._run_turn = {name: _prefer_local(_inference(name)).run_turn for name in names}
+        self._elsewhere = {name: _anywhere(_inference(name)).run_turn for name in names}
         self._timeout_s = timeout_s
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
-        """See `Pools.run_turn`."""
-        run_turn = self._run_turn.get(plan.pool)
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+        """See `Pools.run_turn`. `elsewhere` may still be here: then it is refused, and asked again."""
+        run_turn = (self._elsewhere if elsewhere else self._run_turn).get(plan.pool)
         if run_turn is None:
             raise EngineUnavailable(f"There is no pool {plan.pool!r}.")
         try:
@@ -100,6 +101,16 @@ class PoolHandles(Pools):
             raise EngineUnavailable("The run failed inside its replica.") from failed
         except (RayActorError, DeploymentUnavailableError, RayServeException, RayError, grpc.RpcError, TimeoutError) as gone:
             raise EngineUnavailable(f"The replica is gone ({type(gone).__name__}).") from gone
+
+
+def _inference(pool: str) -> DeploymentHandle[Any]:
+    # Made here, as `get_deployment_handle` returns one and the same handle to all who ask, and each is initialized once.
+    return DeploymentHandle("Inference", pool)
+
+
+def _anywhere(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
+    handle._init(_prefer_local_routing=False)  # type: ignore[no-untyped-call]
+    return handle
 
 
 def _prefer_local(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:

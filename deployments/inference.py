@@ -8,11 +8,14 @@ from typing import Any
 from ray import serve
 
 from deployments.config import PoolArgs
+from deployments.meter import RayMeter
 from deployments.replica import prepare_replica
 from deployments.store import open_store
+from serve_app.chat.drain import Departure, DrainWatch
 from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.turns import Plan, Verdict
 from serve_app.engines import make_engine
+from serve_app.state.drain import RedisDrains
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ class Inference:
         self._settings = prepare_replica()
         self._args = args
         self._engine = make_engine(args.engine)
+        self._departure = Departure()
+        self._watch: DrainWatch | None = None
         self._generator: Generator | None = None
         self._starting = asyncio.Lock()
         self._running: set[asyncio.Task[Verdict]] = set()
@@ -41,12 +46,27 @@ class Inference:
                         piece_timeout_s=run.piece_timeout_s,
                         history_messages=run.history_messages,
                     )
-                    store = open_store(self._settings)
+                    meter = RayMeter(self._settings.node_name)
+                    store = open_store(self._settings, meter)
                     replica = serve.get_replica_context().replica_id.unique_id
                     generator = Generator(
-                        store.turns, self._engine, node=self._settings.node_name, replica=replica, config=config
+                        store.turns,
+                        self._engine,
+                        node=self._settings.node_name,
+                        replica=replica,
+                        config=config,
+                        meter=meter,
+                        departure=self._departure,
                     )
                     await generator.__aenter__()
+                    self._watch = DrainWatch(
+                        RedisDrains(store.scripts),
+                        self._departure,
+                        node=self._settings.node_name,
+                        replica=f"Inference {replica}",
+                        in_hand=lambda: generator.running,
+                    )
+                    await self._watch.__aenter__()
                     self._generator = generator
                     log.info("Engine %s, model %s, is ready.", self._engine.info.kind, self._engine.info.model)
         return self._generator
@@ -68,6 +88,8 @@ class Inference:
         """Raise if the engine or the renewing of leases is broken: Serve then replaces this replica."""
         generator = await self._ready()
         generator.check()
+        if self._watch is not None:
+            self._watch.check()
         await self._engine.check()
 
     async def __del__(self) -> None:
@@ -75,6 +97,8 @@ class Inference:
         for run in self._running:
             run.cancel()  # before its engine goes: it must not end a turn that another replica can go on with
         await asyncio.gather(*self._running, return_exceptions=True)
+        if self._watch is not None:
+            await self._watch.__aexit__()
         if self._generator is not None:
             await self._generator.__aexit__()
         await self._engine.close()

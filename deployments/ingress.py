@@ -10,19 +10,25 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.config import ChatArgs, gather
 from deployments.handles import RouterHandle
+from deployments.meter import RayMeter
 from deployments.replica import prepare_replica
 from deployments.store import open_store
 from serve_app.api.about import About
 from serve_app.api.access import Access
 from serve_app.api.app import build_app
 from serve_app.api.wire import EngineView
+from serve_app.chat.drain import Departure, DrainWatch
+from serve_app.chat.nodes import NodeStatus, Presence
 from serve_app.chat.personalities import Personalities
 from serve_app.chat.service import ChatService, ServiceConfig
 from serve_app.state.bus import RedisBus
 from serve_app.state.conversations import RedisConversations
+from serve_app.state.drain import RedisDrains
+from serve_app.state.nodes import RedisNodes
 from serve_app.state.sessions import RedisSessions
 
-PING_TIMEOUT_S = 1.0
+PING_TIMEOUT_S = 0.5
+"""Half of what clients and balancers wait for `GET /health`: a node whose Redis is away shall not be taken for dead."""
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +42,13 @@ class Ingress:
         """Put the service together; the bus starts with the application."""
         settings = prepare_replica()
         self._args = args
-        self._store = store = open_store(settings)
-        self._bus = RedisBus(store.redis)
+        meter = RayMeter(settings.node_name)
+        self._store = store = open_store(settings, meter)
+        self._bus = RedisBus(store.redis, meter=meter)
         self._bus_started = False
-        self._service = ChatService(
+        self._presence = Presence(RedisNodes(store.scripts), node=settings.node_name, url=settings.node_url)
+        departure = Departure()
+        self._service = service = ChatService(
             turns=store.turns,
             conversations=RedisConversations(store.scripts),
             sessions=RedisSessions(store.scripts),
@@ -48,6 +57,16 @@ class Ingress:
             personalities=personalities,
             node=settings.node_name,
             config=ServiceConfig(limits=args.limits, deadline_s=args.turns.deadline_s, max_open_turns=args.turns.max_open_turns),
+            meter=meter,
+            departure=departure,
+        )
+        self._watch = DrainWatch(
+            RedisDrains(store.scripts),
+            departure,
+            node=settings.node_name,
+            replica=f"Ingress {serve.get_replica_context().replica_id.unique_id}",
+            in_hand=lambda: service.in_flight,
+            changed=self._tell_others,
         )
         log.info("Ingress of node %s; pools: %s.", settings.node_name, ", ".join(args.pools))
 
@@ -57,7 +76,7 @@ class Ingress:
             EngineView(pool=name, engine=p.engine, model=p.model, language_model=p.language_model)
             for name, p in self._args.pools.items()
         ]
-        return build_app(self._service, Access(), About(engines, ping=self._ping))
+        return build_app(self._service, Access(), About(engines, ping=self._ping, presence=self._presence))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take other personalities, from now on."""
@@ -68,6 +87,11 @@ class Ingress:
         if not self._bus_started:
             self._bus_started = True
             await self._bus.__aenter__()
+            await self._presence.__aenter__()
+            await self._watch.__aenter__()
+
+    async def _tell_others(self, leaving: bool) -> None:
+        await self._presence.say(NodeStatus.DRAINING if leaving else NodeStatus.SERVING)
 
     async def _ping(self) -> bool:
         try:
@@ -81,3 +105,5 @@ class Ingress:
         """Raise if the bus has died: Serve then replaces this replica."""
         await self._start_bus()
         self._bus.check()
+        self._presence.check()
+        self._watch.check()

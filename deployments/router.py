@@ -8,10 +8,13 @@ from ray import serve
 
 from deployments.config import ChatArgs, gather
 from deployments.handles import PoolHandles
+from deployments.meter import RayMeter
 from deployments.replica import prepare_replica
 from deployments.store import open_store
+from serve_app.chat.drain import Departure, DrainWatch
 from serve_app.chat.personalities import Personalities
 from serve_app.chat.supervise import Supervisor
+from serve_app.state.drain import RedisDrains
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,11 @@ class PersonalityRouter:
         settings = prepare_replica()
         self._args = args
         self._pools = PoolHandles(args.pools, timeout_s=args.turns.deadline_s + 30)
-        self._turns = open_store(settings).turns
+        self._meter = RayMeter(settings.node_name)
+        self._node = settings.node_name
+        self._store = open_store(settings, self._meter)
+        self._departure = Departure()
+        self._watch: DrainWatch | None = None
         self._personalities: Personalities | None = None
         self._supervisor: Supervisor | None = None
         self._starting = asyncio.Lock()
@@ -39,9 +46,19 @@ class PersonalityRouter:
         self._personalities = personalities
         async with self._starting:
             if self._supervisor is None:
-                supervisor = Supervisor(self._turns, self._pools, personalities)
+                supervisor = Supervisor(
+                    self._store.turns, self._pools, personalities, meter=self._meter, departure=self._departure
+                )
                 await supervisor.__aenter__()
                 self._supervisor = supervisor
+                self._watch = DrainWatch(
+                    RedisDrains(self._store.scripts),
+                    self._departure,
+                    node=self._node,
+                    replica=f"PersonalityRouter {serve.get_replica_context().replica_id.unique_id}",
+                    in_hand=lambda: supervisor.waiting,
+                )
+                await self._watch.__aenter__()
             else:
                 self._supervisor.personalities = personalities
         log.info("Personalities: %s.", ", ".join(f"{p.name} {personalities.pinned(p.name).version}" for p in personalities))
@@ -57,8 +74,12 @@ class PersonalityRouter:
         """Raise if the sweeping has stopped: Serve then replaces this replica."""
         if self._supervisor is not None:
             self._supervisor.check()
+        if self._watch is not None:
+            self._watch.check()
 
     async def __del__(self) -> None:
         """Leave the turns to the other routers; Serve awaits this after draining."""
+        if self._watch is not None:
+            await self._watch.__aexit__()
         if self._supervisor is not None:
             await self._supervisor.__aexit__()

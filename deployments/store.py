@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from serve_app.chat.meter import Meter
 from serve_app.settings import Settings
 from serve_app.state.connection import Redis, connect
 from serve_app.state.scripts import Scripts
@@ -17,8 +18,9 @@ class Store:
     turns: RedisTurns
 
 
-def open_store(settings: Settings) -> Store:
+def open_store(settings: Settings, meter: Meter) -> Store:
     """Return the store that `settings` names. Connects with the first command."""
-    redis = connect(settings.redis_url.get_secret_value())
-    scripts = Scripts(redis)
+    replicas = settings.durability_replicas
+    redis = connect(settings.redis_url.get_secret_value(), replicas=replicas)
+    scripts = Scripts(redis, replicas=replicas, meter=meter)
     return Store(redis, scripts, RedisTurns(scripts))

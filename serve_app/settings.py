@@ -12,5 +12,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="AURORA_", frozen=True)
 
     node_name: str = Field("aurora", pattern=NODE_NAME, description="The operator's name for this machine.")
+    node_url: str = Field(
+        "",
+        pattern=r"^(https?://[^\s/]+)?$",
+        description="Where clients reach this node, like http://10.0.0.1:8000; empty: it is not told to clients.",
+    )
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="The chat's Redis.")
+    durability_replicas: int = Field(
+        0,
+        ge=0,
+        description="On how many Redis replicas a message or an answer must be before it is acknowledged; 0: one Redis alone.",
+    )
     loopback: bool = Field(False, description="Bind Serve's inter-deployment ports to the loopback address only.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.redis_process import RedisProcess
+from tests.support.redis_trio import RedisTrio, newest_redis
 from tests.support.stack import Stack
 
 
@@ -42,6 +43,53 @@ def own_redis(tmp_path: Path) -> Iterator[RedisProcess]:
     server.start()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def newest() -> str:
+    """The path of a redis-server that can wait for replicas."""
+    return newest_redis()
+
+
+@pytest.fixture(scope="session")
+def _shared_replicated(newest: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisTrio]:
+    servers = RedisTrio(newest, tmp_path_factory.mktemp("replicated"), sentinels=0)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.close()
+
+
+@pytest.fixture
+def replicated_redis(_shared_replicated: RedisTrio) -> RedisProcess:
+    """An empty primary with two replicas. Shared between tests: take `replicated` to kill and freeze them."""
+    with _shared_replicated.primary.client() as client:
+        client.flushall()
+        client.script_flush()
+    return _shared_replicated.primary
+
+
+@pytest.fixture
+def replicated(newest: str, tmp_path: Path) -> Iterator[RedisTrio]:
+    """A primary and two replicas for this test alone, without Sentinels."""
+    servers = RedisTrio(newest, tmp_path, sentinels=0)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.close()
+
+
+@pytest.fixture
+def trio(newest: str, tmp_path: Path) -> Iterator[RedisTrio]:
+    """A primary, two replicas and three Sentinels for this test alone."""
+    servers = RedisTrio(newest, tmp_path, sentinels=3)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.close()
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""What a node says about itself: which engines speak here, and how it is."""
+"""What a node says about itself: which engines speak here, which other nodes there are, and how it is."""
 
 from collections.abc import Awaitable, Callable
 
 from serve_app import __version__
-from serve_app.api import wire
+from serve_app.api import errors, wire
 from serve_app.chat.messages import now
+from serve_app.chat.nodes import NodeStatus, Presence
 from serve_app.chat.personalities import Personalities
 
 ENDPOINTS = {
@@ -28,13 +29,17 @@ ENDPOINTS = {
 class About:
     """Describes this deployment."""
 
-    def __init__(self, engines: list[wire.EngineView], *, ping: Callable[[], Awaitable[bool]]) -> None:
-        """Name `engines`; `ping` says whether Redis answers."""
+    def __init__(
+        self, engines: list[wire.EngineView], *, ping: Callable[[], Awaitable[bool]], presence: Presence | None = None
+    ) -> None:
+        """Name `engines`; `ping` says whether Redis answers, `presence` which nodes there are and whether this one leaves."""
         self._engines = engines
         self._ping = ping
+        self._presence = presence
 
     def info(self, node: str, personalities: Personalities) -> wire.ServiceInfo:
         """Return what `GET /` says; the engines are always named, so that nobody takes a script for a language model."""
+        known = self._presence.known if self._presence is not None else ()
         named = [
             f"{e.engine}, {e.model}" + ("" if e.language_model else " (a script, not a language model)") for e in self._engines
         ]
@@ -46,12 +51,19 @@ class About:
             engine="; ".join(named),
             engines=self._engines,
             personalities=[p.name for p in personalities],
+            nodes=[wire.NodeView(node=n.node, url=n.url, status=n.status) for n in known],
             endpoints=ENDPOINTS,
             docs="/docs",
         )
 
     async def health(self, node: str) -> wire.HealthView:
-        """Return what `GET /health` says."""
+        """Return what `GET /health` says.
+
+        Raises:
+            Draining: this node is leaving.
+        """
+        if self._presence is not None and self._presence.status is NodeStatus.DRAINING:
+            raise errors.Draining()
         there = await self._ping()
         return wire.HealthView(
             status="healthy" if there else "degraded", node=node, redis="ok" if there else "away", timestamp=now()

@@ -8,6 +8,7 @@ from serve_app.api import errors
 from serve_app.api.about import About
 from serve_app.api.access import Access
 from serve_app.api.body_limit import BodyLimit
+from serve_app.api.in_flight import InFlight
 from serve_app.api.rest import routes
 from serve_app.api.websocket import Connection
 from serve_app.chat.service import ChatService
@@ -17,13 +18,15 @@ _DESCRIPTION = """Chat served from every node. **An answer, once asked for, arri
 WebSocket: `/ws/{client_id}`. Frames in: `{"type": "chat", "message": …, "personality"?, "conversation_id"?, "message_id"?,
 "stream"?, "options"?}`, `{"type": "resume", "turn_id", "after", "attempt"?}`, `{"type": "stop", "turn_id"}`, `{"type": "ping"}`.
 Out: one frame per answer with `content` and `node`; with `"stream": true` every event of the turn;
-`{"type": "error", "error": …}`."""
+`{"type": "error", "error": …}`; `{"type": "goodbye", …}` before close code 1012: this node is leaving, connect again and
+`resume`."""
 
 
 def build_app(service: ChatService, access: Access, about: About) -> FastAPI:
     """Return the application over `service`. The pages of /docs need no internet."""
     app: FastAPI = FastAPIOffline(title="Aurora chat", version=__version__, description=_DESCRIPTION)
     app.add_middleware(BodyLimit)
+    app.add_middleware(InFlight, service=service)
     errors.install(app)
     app.include_router(routes(service, access, about))
 

@@ -32,6 +32,13 @@ class TooManyFrames(ChatError):
     retryable = True
 
 
+class Draining(ChatError):
+    """This node is leaving and takes no new work. Go to another one; `GET /` names them."""
+
+    code = "draining"
+    retryable = True
+
+
 class Internal(ChatError):
     """Something went wrong on our side. It was logged; try again."""
 
@@ -54,11 +61,13 @@ TABLE: dict[str, tuple[int, int]] = {
     errors.StoreUnavailable.code: (503, 4003),
     errors.EngineError.code: (502, 4002),
     errors.EngineUnavailable.code: (503, 4003),
+    errors.ReplicaLeaving.code: (503, 4012),
     errors.EngineTimeout.code: (504, 4004),
     errors.EngineRejected.code: (422, 4500),
     errors.EmptyReply.code: (502, 4002),
     errors.AttemptsExhausted.code: (503, 4003),
     errors.DeadlineExceeded.code: (504, 4004),
+    Draining.code: (503, 4012),
     Internal.code: (500, 4000),
 }
 """code → (HTTP status, WebSocket close code)."""

@@ -11,13 +11,15 @@ from pydantic import BaseModel
 from serve_app.api import errors, sse, wire
 from serve_app.api.about import About
 from serve_app.api.access import Access, Caller
+from serve_app.chat.conversations import Conversation, Session
 from serve_app.chat.errors import InvalidRequest
 from serve_app.chat.events import Done, End, Event, Failed, Piece, is_end
 from serve_app.chat.ids import IDEMPOTENCY_KEY, is_conversation_id, is_turn_id
+from serve_app.chat.meter import RESUMES
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import Personality
 from serve_app.chat.service import Ask, ChatService
-from serve_app.chat.turns import Conversation, Session, Snapshot
+from serve_app.chat.turns import Snapshot
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": wire.ErrorBody, "description": "Refused; `code` says why and `message` what to do."},
@@ -35,7 +37,7 @@ _IdempotencyHeader = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=IDEMPOTENCY_KEY,
-        description="Sent again with the same key, a message is answered once.",
+        description="Sent again with the same key, a request is carried out once.",
         examples=["m-0001"],
     ),
 ]
@@ -58,8 +60,16 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         return _json(about.info(service.node, service.personalities))
 
     @router.get("/health", tags=["service"], response_model=wire.HealthView, summary="How this node is")
-    async def health() -> Response:
-        return _json(await about.health(service.node))
+    async def health(
+        draining: Annotated[
+            int, Query(ge=400, le=599, description="The status to answer while this node is draining.", examples=[503])
+        ] = 503,
+    ) -> Response:
+        """200 while this node takes new work. HAProxy wants `draining=404`, or it cuts what a draining node still answers."""
+        try:
+            return _json(await about.health(service.node))
+        except errors.Draining as error:
+            return errors.response(draining, errors.shape_of(error), retry_after=True)
 
     @router.post("/api/chat", tags=["chat"], response_model=wire.ChatResponse, responses=_ANSWERED, summary="Send a message")
     async def chat(request: Request, body: wire.ChatRequest, idempotency_key: _IdempotencyHeader = None) -> Response:
@@ -74,7 +84,7 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
             options=body.options or Options.model_construct(),
         )
         if body.stream:
-            return await sse.respond(service.ask_in_batches(ask))
+            return await sse.respond(service.ask_in_batches(ask), service.meter, service.departure)
         return _whole(await _end_of(service.ask(ask)))
 
     @router.get("/api/turns/{turn_id}", tags=["turns"], response_model=wire.TurnView, summary="A turn as it stands")
@@ -100,7 +110,9 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         snapshot = await service.turn(_turn_id(turn_id))
         access.check_turn(await access.caller(request, client_id), snapshot.client_id)
         position = _position(last_event_id, after)
-        return await sse.respond(service.follow_in_batches(turn_id, after=position, attempt=attempt), after=position)
+        service.meter.count(RESUMES, "sse")
+        batches = service.follow_in_batches(turn_id, after=position, attempt=attempt)
+        return await sse.respond(batches, service.meter, service.departure, after=position)
 
     @router.delete("/api/turns/{turn_id}", tags=["turns"], response_model=wire.TurnView, summary="Stop a turn")
     async def stop(request: Request, turn_id: _TurnPath, client_id: _ClientQuery = "") -> Response:
@@ -140,9 +152,17 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         status_code=201,
         summary="Start a conversation",
     )
-    async def create_conversation(request: Request, body: wire.NewConversation) -> Response:
+    async def create_conversation(
+        request: Request, body: wire.NewConversation, idempotency_key: _IdempotencyHeader = None
+    ) -> Response:
+        """Sent again with the same key while it is the current one with this personality, it is the same conversation."""
         caller = await access.caller(request, body.client_id)
-        made = await service.create_conversation(client_id=caller.client_id, personality=body.personality or "", title=body.title)
+        made = await service.create_conversation(
+            client_id=caller.client_id,
+            personality=body.personality or "",
+            title=body.title,
+            idempotency_key=idempotency_key or "",
+        )
         return _json(_conversation_view(made), status=201)
 
     @router.get(

@@ -1,6 +1,7 @@
 """Server-sent events (WHATWG HTML, section 9.2): `id:` is the last seq so far, `event:` the type, `data:` the event."""
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -8,7 +9,9 @@ import orjson
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
+from serve_app.chat.drain import GOODBYE_SPREAD_S, Departure
 from serve_app.chat.events import Event, Piece, Rewind, is_end
+from serve_app.chat.meter import CONNECTIONS, Meter, counted
 
 HEARTBEAT_S = 8.0
 """A comment after so much silence keeps proxies and phones from giving up. Looked at whenever the log is read in vain."""
@@ -31,24 +34,35 @@ def _seq(event: Event, last: int) -> int:
             return last
 
 
-async def respond(batches: AsyncGenerator[list[Event], None], *, after: int = 0) -> Response:
-    """Return a response that streams events, once the first ones are there: what fails before still has its status."""
+async def respond(batches: AsyncGenerator[list[Event], None], meter: Meter, departure: Departure, *, after: int = 0) -> Response:
+    """Return a response that streams events, once the first ones are there: what fails before still has its status.
+
+    When the time of a node that is leaving is up, the stream ends after a comment, without an end of its turn: resume it.
+    """
     first = await anext(batches)
-    return StreamingResponse(_stream(first, batches, after), media_type="text/event-stream", headers=_HEADERS)
+    stream = _stream(first, batches, meter, departure, after)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
 
 
-async def _stream(batch: list[Event], batches: AsyncGenerator[list[Event], None], last: int) -> AsyncGenerator[bytes, None]:
+async def _stream(
+    batch: list[Event], batches: AsyncGenerator[list[Event], None], meter: Meter, departure: Departure, last: int
+) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
     spoke = loop.time()
+    lingers_s = random.uniform(0, GOODBYE_SPREAD_S)
     async with aclosing(batches):
-        while True:
-            chunks = []
-            for event in batch:
-                last = _seq(event, last)
-                chunks.append(encode(event, last))
-            if chunks or loop.time() - spoke > HEARTBEAT_S:
-                yield b"".join(chunks) or b": still here\n\n"
-                spoke = loop.time()
-            if batch and is_end(batch[-1]):
-                return
-            batch = await anext(batches)
+        with counted(meter, CONNECTIONS, "sse"):
+            while True:
+                chunks = []
+                for event in batch:
+                    last = _seq(event, last)
+                    chunks.append(encode(event, last))
+                if chunks or loop.time() - spoke > HEARTBEAT_S:
+                    yield b"".join(chunks) or b": still here\n\n"
+                    spoke = loop.time()
+                if batch and is_end(batch[-1]):
+                    return
+                if departure.time_left < -lingers_s:
+                    yield b": goodbye, this node is leaving\n\n"
+                    return
+                batch = await anext(batches)

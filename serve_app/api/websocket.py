@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -21,8 +22,10 @@ from serve_app.api import errors, wire
 from serve_app.api.access import Access
 from serve_app.api.feeds import Feeds
 from serve_app.chat import ids
+from serve_app.chat.drain import GOODBYE_SPREAD_S
 from serve_app.chat.errors import ChatError, InvalidRequest, StoreUnavailable, TurnNotFound
 from serve_app.chat.events import Accepted, Event, Queued, is_end
+from serve_app.chat.meter import CONNECTIONS, RESUMES, counted
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask, ChatService
 from serve_app.chat.turns import Subscription
@@ -34,6 +37,8 @@ FRAME_BYTES = 256 * 1024
 FRAMES_PER_SECOND, FRAMES_AT_ONCE = 20.0, 60.0
 FLOOD_LIMIT = 500
 """Dropped frames after which the connection is closed."""
+COME_BACK = 1012
+"""Close code of a node that is leaving ("service restart"): connect again, to any node, and resume."""
 TOUCH_EVERY_S = 600.0
 """A live connection keeps its session alive (an hour without it ends one)."""
 
@@ -67,7 +72,8 @@ class Connection:
     async def serve(self, claimed: str, *, stream: bool) -> None:
         """Serve until the client leaves. Turns go on without it."""
         try:
-            await self._serve(claimed, stream=stream)
+            with counted(self._service.meter, CONNECTIONS, "websocket"):
+                await self._serve(claimed, stream=stream)
         except _Gone as gone:
             log.debug("The client %s has left: %r", self._client_id, gone.__cause__)
         except ChatError as error:
@@ -89,6 +95,7 @@ class Connection:
             await self._attach()
             self._spawn(self._watch(live))
             self._spawn(self._keep_session())
+            self._spawn(self._leave())
             await self._read()
 
     async def _refuse(self, error: ChatError) -> None:
@@ -212,6 +219,7 @@ class Connection:
         self._streams = True
         snapshot = await self._service.turn(frame.turn_id)
         self._access.check_turn(await self._access.caller(self._socket, self._client_id), snapshot.client_id)
+        self._service.meter.count(RESUMES, "websocket")
         self._follow(frame.turn_id, stream=True, after=frame.after, attempt=frame.attempt)
 
     async def _stop(self, frame: wire.StopFrame) -> None:
@@ -279,6 +287,17 @@ class Connection:
             await asyncio.sleep(TOUCH_EVERY_S)
             with contextlib.suppress(StoreUnavailable):
                 await self._service.touch_session(self._client_id)
+
+    async def _leave(self) -> None:
+        """Say good-bye when the node leaves; who came although it is leaving may stay until its time is up."""
+        departure = self._service.departure
+        may_stay = departure.leaving
+        await departure.called()
+        if may_stay:
+            await asyncio.sleep(max(0.0, departure.time_left))
+        await asyncio.sleep(random.uniform(0, GOODBYE_SPREAD_S))
+        await self._send({"type": "goodbye", "reason": "draining", "node": self._service.node})
+        await self._end(COME_BACK, "this node is leaving: connect again")
 
     async def _send(self, frame: dict[str, object]) -> None:
         text = orjson.dumps(frame).decode()

@@ -210,6 +210,16 @@ class EngineView(_Wire):
     )
 
 
+class NodeView(_Wire):
+    """A node of the cluster."""
+
+    node: str = Field(description="Its name.", examples=["star"])
+    url: str = Field(description="Where to reach it.", examples=["http://10.0.0.2:8000"])
+    status: str = Field(
+        description="`serving`, or `draining`: it finishes what it has and wants no new work.", examples=["serving"]
+    )
+
+
 class ServiceInfo(_Wire):
     """What answers here."""
 
@@ -222,6 +232,9 @@ class ServiceInfo(_Wire):
     )
     engines: list[EngineView] = Field(description="The engines in use.", examples=[[]])
     personalities: list[str] = Field(description="Who there is to talk to.", examples=[["robbie", "allanbot", "kristina"]])
+    nodes: list[NodeView] = Field(
+        description="The nodes that serve, each as good as this one; empty where there is but one machine.", examples=[[]]
+    )
     endpoints: dict[str, str] = Field(description="What can be called.", examples=[{"POST /api/chat": "Send a message"}])
     docs: str = Field(description="Where the API is described.", examples=["/docs"])
 

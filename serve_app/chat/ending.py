@@ -4,25 +4,32 @@ from serve_app.chat.errors import ChatError
 from serve_app.chat.events import End, Failed, Receipt, Stopped
 from serve_app.chat.ids import new_token
 from serve_app.chat.messages import now
+from serve_app.chat.meter import TURNS, UNMEASURED, Meter
 from serve_app.chat.turns import Held, TurnStore, Verdict
 
 
-async def stop_turn(turns: TurnStore, turn_id: str) -> End | None:
+async def stop_turn(turns: TurnStore, turn_id: str, *, meter: Meter = UNMEASURED) -> End | None:
     """Stop a turn, wherever it runs; return its end, or None where it had ended before.
 
     The writer is fenced at once, so what a client gets afterwards is the end and nothing else.
     """
     held = await turns.hold(turn_id, token=new_token(), stopping=True)
-    return None if isinstance(held, Verdict) else await _end(turns, held, None)
+    return await _end(turns, turn_id, held, None, meter)
 
 
-async def fail_turn(turns: TurnStore, turn_id: str, error: ChatError | None, *, mine: str) -> End | None:
+async def fail_turn(
+    turns: TurnStore, turn_id: str, error: ChatError | None, *, mine: str, meter: Meter = UNMEASURED
+) -> End | None:
     """End a turn that this router holds with the token `mine`: as failed with `error`, or as stopped without one."""
     held = await turns.hold(turn_id, token=mine, stopping=error is None, mine=mine)
-    return None if isinstance(held, Verdict) else await _end(turns, held, error)
+    return await _end(turns, turn_id, held, error, meter)
 
 
-async def _end(turns: TurnStore, held: Held, error: ChatError | None) -> End | None:
+async def _end(turns: TurnStore, turn_id: str, held: Held | Verdict, error: ChatError | None, meter: Meter) -> End | None:
+    if isinstance(held, Verdict):
+        if held is Verdict.CLOSING:  # it has an end: help whoever stored it to show it
+            await turns.announce(turn_id)
+        return None
     texts = [piece.text for piece in held.pieces]
     facts = {
         "turn_id": held.turn_id,
@@ -41,4 +48,7 @@ async def _end(turns: TurnStore, held: Held, error: ChatError | None) -> End | N
     else:
         end = Failed.model_validate({**facts, "code": error.code, "message": error.message, "retryable": error.retryable})
     verdict, _ = await turns.finish(held.turn_id, token=held.token, end=end, from_seq=len(texts) + 1)
-    return end if verdict is Verdict.OK else None
+    if verdict is not Verdict.OK:
+        return None
+    meter.count(TURNS, held.personality, held.pool or "none", end.type, error.code if error else "")
+    return end

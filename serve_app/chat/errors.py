@@ -15,6 +15,7 @@
     ├─ StoreUnavailable          store_unavailable      yes
     ├─ EngineError               engine_error           yes
     │  ├─ EngineUnavailable      engine_unavailable     yes
+    │  │  └─ ReplicaLeaving      replica_leaving        yes
     │  ├─ EngineTimeout          engine_timeout         yes
     │  ├─ EngineRejected         engine_rejected        no
     │  └─ EmptyReply             empty_reply            yes
@@ -123,6 +124,12 @@ class EngineUnavailable(EngineError):
     """No engine could be reached."""
 
     code = "engine_unavailable"
+
+
+class ReplicaLeaving(EngineUnavailable):
+    """The node of this engine is leaving; another one goes on."""
+
+    code = "replica_leaving"
 
 
 class EngineTimeout(EngineError):

@@ -9,6 +9,8 @@ from contextlib import aclosing
 
 from serve_app.chat.errors import StoreUnavailable
 from serve_app.chat.events import Accepted, End, Event, Piece, Receipt, Rewind, Started, Takeover, is_end
+from serve_app.chat.meter import UNMEASURED, Meter
+from serve_app.chat.stopwatch import Stopwatch
 from serve_app.chat.turns import Snapshot, Subscription, TurnStore
 
 SILENCE_S = 2.0
@@ -133,6 +135,7 @@ async def follow(
     after: int = 0,
     attempt: int = 0,
     fresh: bool = False,
+    meter: Meter = UNMEASURED,
 ) -> AsyncGenerator[list[Event], None]:
     """Yield the events of a turn beyond piece `after` in batches as they come, up to and with its one end.
 
@@ -144,7 +147,7 @@ async def follow(
     Raises:
         TurnNotFound: the turn is not known, or no longer.
     """
-    position = Position(after, attempt=attempt)
+    position, stopwatch = Position(after, attempt=attempt), Stopwatch(meter, fresh=fresh)
     behind = not fresh
     while True:
         passed: list[Event] = []
@@ -163,6 +166,7 @@ async def follow(
                     behind = True
                     break
                 passed += news
+        stopwatch.saw(passed, caught_up=not behind)
         yield passed
         if position.end is not None:
             return

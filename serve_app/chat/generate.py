@@ -10,10 +10,21 @@ import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from serve_app.chat.drain import Departure
 from serve_app.chat.engine import Engine, EnginePiece, Prefix
-from serve_app.chat.errors import ChatError, DeadlineExceeded, EmptyReply, EngineError, EngineTimeout, StoreUnavailable
+from serve_app.chat.errors import (
+    ChatError,
+    DeadlineExceeded,
+    EmptyReply,
+    EngineError,
+    EngineTimeout,
+    ReplicaLeaving,
+    StoreUnavailable,
+)
 from serve_app.chat.events import Done, End, Failed, Receipt, Usage
 from serve_app.chat.messages import now
+from serve_app.chat.meter import ATTEMPTS, RUNNING, TAKEOVERS, TURNS, UNMEASURED, Meter
+from serve_app.chat.moving import move
 from serve_app.chat.prompt import build_prompt
 from serve_app.chat.turns import Claim, Plan, TurnStore, Verdict
 from serve_app.chat.writer import Superseded, Writer
@@ -30,6 +41,7 @@ class GeneratorConfig:
     first_piece_timeout_s: float = 60.0
     piece_timeout_s: float = 30.0
     beat_s: float = 0.9
+    hurried_beat_s: float = 0.2
     history_messages: int = 60
     finish_retry_s: float = 0.25
 
@@ -72,14 +84,27 @@ class Generator:
     """Runs turns on one engine. Use as `async with`."""
 
     def __init__(
-        self, turns: TurnStore, engine: Engine, *, node: str, replica: str = "", config: GeneratorConfig | None = None
+        self,
+        turns: TurnStore,
+        engine: Engine,
+        *,
+        node: str,
+        replica: str = "",
+        config: GeneratorConfig | None = None,
+        meter: Meter = UNMEASURED,
+        departure: Departure | None = None,
     ) -> None:
-        """Write to `turns` what `engine` says; `node` and `replica` are where this happens."""
+        """Write to `turns` what `engine` says; `node` and `replica` are where this happens.
+
+        While the node is leaving (`departure`), nothing new is run; what is still live when its time is up is moved.
+        """
         self._turns = turns
         self._engine = engine
         self._node = node
         self._replica = replica
         self._config = config or GeneratorConfig()
+        self._meter = meter
+        self._departure = departure or Departure()
         self._runs: dict[str, _Run] = {}
         self._beat: asyncio.Task[None] | None = None
 
@@ -105,7 +130,13 @@ class Generator:
         return len(self._runs)
 
     async def run(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> Verdict:
-        """Claim a turn and run it to its end; return `OK`, or why it was not this run's to end."""
+        """Claim a turn and run it to its end; return `OK`, or why it was not this run's to end.
+
+        Raises:
+            ReplicaLeaving: before the claim; another replica can run it.
+        """
+        if self._departure.leaving:
+            raise ReplicaLeaving()
         claim = await self._turns.claim(
             turn_id,
             dispatch=dispatch,
@@ -117,6 +148,9 @@ class Generator:
         )
         if isinstance(claim, Verdict):
             return claim
+        self._meter.count(ATTEMPTS, claim.plan.pool)
+        if claim.attempt > 1:
+            self._meter.count(TAKEOVERS, claim.plan.pool)
         loop = asyncio.get_running_loop()
         writer = Writer(self._turns, turn_id, token=run, attempt=claim.attempt, pieces=claim.pieces)
         current = _Run(turn_id, run, gives_up_at=loop.time() + claim.remaining_ms / 1000, writer=writer)
@@ -124,6 +158,8 @@ class Generator:
         try:
             async with writer:
                 end = await self._generate(current, claim, run)
+            if isinstance(end[0], ReplicaLeaving):
+                return await move(self._turns, turn_id, writer, token=run, dispatch=dispatch, gives_up_at=current.gives_up_at)
             await self._finish(current, claim, end)
         except Superseded as superseded:
             log.warning("Turn %s, attempt %d: %s.", turn_id, claim.attempt, superseded.verdict.value)
@@ -205,6 +241,8 @@ class Generator:
                 await asyncio.sleep(self._config.finish_retry_s)
                 continue
             if verdict is Verdict.OK:
+                code = error.code if error else ""
+                self._meter.count(TURNS, claim.plan.personality.name, claim.plan.pool, end.type, code)
                 return
             if verdict is not Verdict.EXPECT:
                 raise Superseded(verdict)
@@ -228,17 +266,23 @@ class Generator:
         return Failed.model_validate({**facts, "code": error.code, "message": error.message, "retryable": error.retryable})
 
     async def _beats(self) -> None:
-        """About once a second: renew all leases in one call, and interrupt engines that say nothing for too long."""
+        """About once a second: renew all leases in one call, and interrupt engines that say nothing for too long.
+
+        While Redis is away the beat is hurried: whoever lives must have renewed soon after it is back (`keys.GRACE_MS`).
+        """
         loop, config = asyncio.get_running_loop(), self._config
         while True:
-            begun = loop.time()
+            begun, beat_s = loop.time(), config.hurried_beat_s
             runs = list(self._runs.values())
+            self._meter.set(RUNNING, len(runs))
             for run in runs:
                 if run.writer.full:
                     run.moved_at = begun  # it is Redis that holds it up, not the engine
                 limit = config.piece_timeout_s if run.spoke else config.first_piece_timeout_s
                 if begun > run.gives_up_at:
                     run.interrupt(DeadlineExceeded())
+                elif self._departure.time_left <= 0:
+                    run.interrupt(ReplicaLeaving())
                 elif begun - run.moved_at > limit and not run.writer.closed:
                     run.interrupt(EngineTimeout(f"The engine produced nothing for {limit:g} s."))
             with contextlib.suppress(StoreUnavailable):
@@ -246,4 +290,5 @@ class Generator:
                 for run in runs:
                     if run.token in lost and run.token in self._runs:
                         run.interrupt(None)
-            await asyncio.sleep(max(0.05, config.beat_s - (loop.time() - begun)))
+                beat_s = config.beat_s
+            await asyncio.sleep(max(0.05, beat_s - (loop.time() - begun)))

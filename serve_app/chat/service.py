@@ -16,26 +16,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from serve_app.chat import ids
+from serve_app.chat.conversations import Conversation, ConversationStore, Page, Session, SessionStore
+from serve_app.chat.drain import Departure
 from serve_app.chat.ending import stop_turn
 from serve_app.chat.errors import ConversationNotFound
 from serve_app.chat.events import Accepted, Event
 from serve_app.chat.follow import each, follow
 from serve_app.chat.messages import now
+from serve_app.chat.meter import UNMEASURED, Meter
 from serve_app.chat.options import OptionLimits, Options
 from serve_app.chat.personalities import Personalities
-from serve_app.chat.turns import (
-    Begun,
-    Bus,
-    Conversation,
-    ConversationStore,
-    NewTurn,
-    Page,
-    Session,
-    SessionStore,
-    Snapshot,
-    Subscription,
-    TurnStore,
-)
+from serve_app.chat.turns import Begun, Bus, NewTurn, Snapshot, Subscription, TurnStore
 
 log = logging.getLogger(__name__)
 TITLE_LENGTH = 60
@@ -89,8 +80,10 @@ class ChatService:
         personalities: Personalities,
         node: str,
         config: ServiceConfig,
+        meter: Meter = UNMEASURED,
+        departure: Departure | None = None,
     ) -> None:
-        """Serve from `node`; `personalities` may be replaced at any time."""
+        """Serve from `node`; `personalities` may be replaced at any time. `departure`: whether the node is leaving."""
         self._turns = turns
         self._conversations = conversations
         self._sessions = sessions
@@ -98,6 +91,10 @@ class ChatService:
         self._dispatcher = dispatcher
         self.personalities = personalities
         self.node = node
+        self.meter = meter
+        self.departure = departure or Departure()
+        self.in_flight = 0
+        """Requests and connections being served; `serve_app.api` counts them."""
         self._config = config
         self._dispatching: set[asyncio.Task[None]] = set()
 
@@ -167,7 +164,7 @@ class ChatService:
             begun = await self.begin(ask)
             yield [self.accepted(begun, ask.message)]
             only = _OnlyOne(live, begun.turn_id)
-            async with aclosing(follow(self._turns, only, begun.turn_id, fresh=not begun.attached)) as batches:
+            async with aclosing(follow(self._turns, only, begun.turn_id, fresh=not begun.attached, meter=self.meter)) as batches:
                 async for batch in batches:
                     yield batch
 
@@ -204,7 +201,7 @@ class ChatService:
             ]
         async with (
             self._bus.listen(snapshot.client_id, turn_id=turn_id) as live,
-            aclosing(follow(self._turns, live, turn_id, after=after, attempt=attempt)) as batches,
+            aclosing(follow(self._turns, live, turn_id, after=after, attempt=attempt, meter=self.meter)) as batches,
         ):
             async for batch in batches:
                 yield batch
@@ -217,7 +214,7 @@ class ChatService:
         self, turn_id: str, live: Subscription, *, after: int = 0, attempt: int = 0, fresh: bool = False
     ) -> AsyncGenerator[Event, None]:
         """Yield a turn's events beyond piece `after` through a subscription of the caller's; see `chat.follow.follow`."""
-        return each(follow(self._turns, live, turn_id, after=after, attempt=attempt, fresh=fresh))
+        return each(follow(self._turns, live, turn_id, after=after, attempt=attempt, fresh=fresh, meter=self.meter))
 
     async def turn(self, turn_id: str) -> Snapshot:
         """Return a turn as it stands.
@@ -238,12 +235,17 @@ class ChatService:
             TurnNotFound: it never was, or ended too long ago.
         """
         while True:
-            await stop_turn(self._turns, turn_id)
+            await stop_turn(self._turns, turn_id, meter=self.meter)
             if (turn := await self._turns.read(turn_id)).end is not None:  # else another stop took it out of our hands
                 return turn
 
-    async def create_conversation(self, *, client_id: str, personality: str, title: str) -> Conversation:
-        """Start a conversation; it becomes the session's current one with this personality."""
+    async def create_conversation(
+        self, *, client_id: str, personality: str, title: str, idempotency_key: str = ""
+    ) -> Conversation:
+        """Start a conversation; it becomes the session's current one with this personality.
+
+        Called again with the same `idempotency_key` while it is that, it starts no second one.
+        """
         name = personality or self.personalities.default
         self.personalities.get(name)
         return await self._conversations.create(
@@ -253,7 +255,7 @@ class ChatService:
             node=self.node,
             timestamp=now(),
             unix=int(time.time()),
-            marker=ids.new_token(),
+            marker=idempotency_key or ids.new_token(),
         )
 
     async def conversations(self, client_id: str, *, limit: int, offset: int) -> tuple[list[Conversation], int]:
@@ -278,7 +280,7 @@ class ChatService:
             open_turn = await self._conversations.delete(conversation_id, client_id=client_id)
             if open_turn is None:
                 return
-            await stop_turn(self._turns, open_turn)
+            await stop_turn(self._turns, open_turn, meter=self.meter)
         raise ConversationNotFound("The conversation is in use without pause; stop its senders and try again.")
 
     async def touch_session(self, client_id: str, *, connected: bool = False) -> Session:

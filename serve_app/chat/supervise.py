@@ -9,9 +9,10 @@ import contextlib
 import contextvars
 import logging
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from serve_app.chat.drain import Departure
 from serve_app.chat.ending import fail_turn
 from serve_app.chat.errors import (
     AttemptsExhausted,
@@ -20,10 +21,12 @@ from serve_app.chat.errors import (
     EngineUnavailable,
     Overloaded,
     PersonalityNotFound,
+    ReplicaLeaving,
     StoreUnavailable,
 )
 from serve_app.chat.events import Event, Queued
 from serve_app.chat.ids import new_token
+from serve_app.chat.meter import UNMEASURED, WAITING, Meter
 from serve_app.chat.personalities import Personalities
 from serve_app.chat.turns import BARREN_ATTEMPTS, Due, Plan, TurnStore, Verdict
 
@@ -33,10 +36,13 @@ log = logging.getLogger(__name__)
 class Pools(Protocol):
     """How a router reaches the replicas of a pool."""
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
         """Have one replica of `plan.pool` claim and run the turn; return its `Verdict` when it is through.
 
+        The replicas of this node are preferred, but not `elsewhere`: when they are known to be leaving.
+
         Raises:
+            ReplicaLeaving: the replica's node is leaving; nothing was claimed.
             EngineUnavailable: no replica could be reached, or the one that had it died.
             Overloaded: every replica is full.
         """
@@ -48,22 +54,47 @@ class SupervisorConfig:
     """The rhythm of a router. Seconds."""
 
     beat_s: float = 1.0
+    hurried_beat_s: float = 0.2
     sweep_batch: int = 64
     retry_s: float = 0.25
+    elsewhere_s: float = 0.05
+    unclaimed_beats: int = 2
+    """Beats after which a turn that no run has claimed goes to another replica; twice as many for every further try."""
+
+
+@dataclass
+class _Waiting:
+    """A turn on its way to a replica, until its run has claimed it."""
+
+    turn_id: str
+    beats_left: int
+    call: asyncio.Timeout
 
 
 class Supervisor:
     """Supervises this router's turns. Use as `async with`; leaving it leaves the turns to the other routers."""
 
     def __init__(
-        self, turns: TurnStore, pools: Pools, personalities: Personalities, config: SupervisorConfig | None = None
+        self,
+        turns: TurnStore,
+        pools: Pools,
+        personalities: Personalities,
+        config: SupervisorConfig | None = None,
+        *,
+        meter: Meter = UNMEASURED,
+        departure: Departure | None = None,
     ) -> None:
-        """Dispatch through `pools`; `personalities` may be replaced at any time."""
+        """Dispatch through `pools`; `personalities` may be replaced at any time.
+
+        While the node is leaving (`departure`), the other routers take on what is due, and what nobody here has claimed.
+        """
         self._turns = turns
         self._pools = pools
         self.personalities = personalities
         self._config = config or SupervisorConfig()
-        self._waiting: dict[str, str] = {}
+        self._meter = meter
+        self._departure = departure or Departure()
+        self._waiting: dict[str, _Waiting] = {}
         self._supervised: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._beat: asyncio.Task[None] | None = None
@@ -112,36 +143,50 @@ class Supervisor:
             self._supervised.discard(due.token)
 
     async def _supervise(self, due: Due) -> None:
+        if due.closing:
+            await self._turns.announce(due.turn_id, token=due.token)
+            return
         error = self._hopeless(due)
         if due.stopping or error is not None:
-            await fail_turn(self._turns, due.turn_id, None if due.stopping else error, mine=due.token)
+            await fail_turn(self._turns, due.turn_id, None if due.stopping else error, mine=due.token, meter=self._meter)
             return
         try:
             personality = self.personalities.get(due.personality)
         except PersonalityNotFound as missing:
             if not due.pool:
-                await fail_turn(self._turns, due.turn_id, missing, mine=due.token)
+                await fail_turn(self._turns, due.turn_id, missing, mine=due.token, meter=self._meter)
                 return
             # Rolled out of the configuration since its first claim: the pinned one goes on, this one is not looked at.
             personality = self.personalities.get(self.personalities.default)
         pinned = self.personalities.pinned(personality.name)
         pools = (due.pool,) if due.pool else personality.pools
-        token, tried = due.token, 0
+        token, tried, elsewhere, patience = due.token, 0, self._departure.leaving, self._config.unclaimed_beats
         while True:
             run = new_token()
-            self._waiting[token] = due.turn_id
             plan = Plan(pools[tried % len(pools)], pinned)
             try:
                 try:
-                    outcome = await self._pools.run_turn(due.turn_id, dispatch=token, run=run, plan=plan)
+                    async with asyncio.timeout(None) as call:
+                        self._waiting[token] = _Waiting(due.turn_id, patience, call)
+                        outcome = await self._pools.run_turn(due.turn_id, dispatch=token, run=run, plan=plan, elsewhere=elsewhere)
+                except TimeoutError:
+                    # A frozen replica answers nothing, and no error comes. Should its run claim the turn after all, it is
+                    # not dead: it is not to be taken back from, and the lease watches over it.
+                    run, elsewhere, patience = "", True, patience * 2
+                    raise EngineUnavailable("The replica is silent.") from None
                 finally:
                     self._waiting.pop(token, None)
             except (EngineUnavailable, Overloaded) as reason:
                 again = await self._turns.redispatch(due.turn_id, dispatch=token, run=run, token=new_token())
+                if again is Verdict.CLOSING:
+                    await self._turns.announce(due.turn_id)
                 if isinstance(again, Verdict):
                     log.info("Turn %s: %s; %s.", due.turn_id, reason.code, again.value)
                     return
-                if again.attempt == due.attempt:  # it was never claimed: queue, cold start, no replica
+                if isinstance(reason, ReplicaLeaving):
+                    elsewhere = True
+                    await asyncio.sleep(self._config.elsewhere_s)
+                elif again.attempt == due.attempt:  # it was never claimed: queue, cold start, no replica
                     tried += 1
                     await asyncio.sleep(self._config.retry_s)
                 else:
@@ -151,11 +196,16 @@ class Supervisor:
                     pools = (due.pool,)
                 error = self._hopeless(due)
                 if due.stopping or error is not None:
-                    await fail_turn(self._turns, due.turn_id, None if due.stopping else error, mine=token)
+                    await fail_turn(self._turns, due.turn_id, None if due.stopping else error, mine=token, meter=self._meter)
                     return
             else:
+                if outcome == Verdict.MOVED:  # given back to this router: the pool it is pinned to goes on with it
+                    log.info("Turn %s is moved to another node.", due.turn_id)
+                    pools, elsewhere = (plan.pool,), True
+                    due = replace(due, attempt=due.attempt + 1, pool=plan.pool)
+                    continue
                 if outcome == Verdict.EXHAUSTED:
-                    await fail_turn(self._turns, due.turn_id, AttemptsExhausted(), mine=token)
+                    await fail_turn(self._turns, due.turn_id, AttemptsExhausted(), mine=token, meter=self._meter)
                 return
 
     @staticmethod
@@ -165,23 +215,52 @@ class Supervisor:
         return AttemptsExhausted() if due.barren >= BARREN_ATTEMPTS else None
 
     async def _beats(self) -> None:
-        """Once a second: renew what waits here, take on what is due. Redis being away costs a beat, not the loop."""
+        """Once a second: renew what waits here, take on what is due. Redis being away costs a beat, not the loop.
+
+        While it is away the beat is hurried: whoever lives must have renewed soon after it is back (`keys.GRACE_MS`).
+        """
         loop = asyncio.get_running_loop()
         while True:
-            begun = loop.time()
+            begun, beat_s = loop.time(), self._config.hurried_beat_s
             with contextlib.suppress(StoreUnavailable):
-                await self._renew()
-            with contextlib.suppress(StoreUnavailable):
-                for due in await self._turns.sweep(token=new_token(), batch=self._config.sweep_batch):
-                    log.warning("Turn %s was due (attempt %d); this router takes it on.", due.turn_id, due.attempt)
-                    self._spawn(due)
-            await asyncio.sleep(max(0.05, self._config.beat_s - (loop.time() - begun)))
+                if self._departure.leaving:
+                    await self._hand_over()
+                else:
+                    await self._renew()
+                    await self._sweep()
+                beat_s = self._config.beat_s
+            await asyncio.sleep(max(0.05, beat_s - (loop.time() - begun)))
+
+    async def _sweep(self) -> None:
+        for due in await self._turns.sweep(token=new_token(), batch=self._config.sweep_batch):
+            log.warning("Turn %s was due (attempt %d); this router takes it on.", due.turn_id, due.attempt)
+            self._spawn(due)
+
+    async def _hand_over(self) -> None:
+        """Let the other routers have what nobody has claimed; a claim that comes before them is as good."""
+        handed = [(waiting.turn_id, token) for token, waiting in self._waiting.items()]
+        await self._turns.hand_over(handed)
+        for _, token in handed:
+            self._waiting.pop(token, None)
+        self._meter.set(WAITING, len(self._waiting))
+
+    @property
+    def waiting(self) -> int:
+        """How many turns this router has that nobody has claimed."""
+        return len(self._waiting)
 
     async def _renew(self) -> None:
         waiting = dict(self._waiting)
+        self._meter.set(WAITING, len(waiting))
         queued: dict[str, Event] = {
-            turn_id: Queued(turn_id=turn_id, place=place, estimate_seconds=place * self._config.beat_s)
-            for place, turn_id in enumerate(waiting.values(), start=1)
+            it.turn_id: Queued(turn_id=it.turn_id, place=place, estimate_seconds=place * self._config.beat_s)
+            for place, it in enumerate(waiting.values(), start=1)
         }
-        for token in await self._turns.renew([(turn_id, token) for token, turn_id in waiting.items()], queued=queued):
-            self._waiting.pop(token, None)
+        claimed = await self._turns.renew([(it.turn_id, token) for token, it in waiting.items()], queued=queued)
+        for token, it in waiting.items():
+            if token in claimed:
+                self._waiting.pop(token, None)
+                continue
+            it.beats_left -= 1
+            if it.beats_left == 0 and token in self._waiting:
+                it.call.reschedule(0)

@@ -2,7 +2,8 @@
 
 A turn is one user message and the reply it causes: a record with a log, not a coroutine (design, section 3). These
 ports are implemented in `serve_app.state`; each method is one script there, hence one round trip, all or nothing, and
-idempotent: called again with the same arguments after a lost reply, it changes nothing and answers the same.
+idempotent: called again with the same arguments after a lost reply, it changes nothing and answers the same. Where the
+store has replicas, what a method says about a message or an end is on enough of them when it returns (law 8).
 """
 
 from collections.abc import Sequence
@@ -30,10 +31,14 @@ class Verdict(StrEnum):
     """The log is shorter than the writer thought: send again from the named seq (law 9)."""
     SUPERSEDED = "superseded"
     """Somebody else holds the turn: this holder may write nothing more (law 3)."""
+    CLOSING = "closing"
+    """The turn has its end, which is not shown yet: `TurnStore.announce` shows it once it is kept (law 8)."""
     GONE = "gone"
     """The turn has ended or is no longer known."""
     WAIT = "wait"
     """The run died, and not for the first time: the turn is due when its lease lapses (law 7)."""
+    MOVED = "moved"
+    """The node of this run is leaving: the turn was given back, and goes on elsewhere at once."""
     EXHAUSTED = "exhausted"
     """Three attempts in a row brought no new piece (law 7)."""
 
@@ -116,7 +121,8 @@ class Claim:
 class Due:
     """A turn whose holder is gone, handed to exactly one router together with a new dispatch token.
 
-    `pool` is the pinned plan's, empty before the first claim; `barren` counts attempts in a row without a new piece.
+    `pool` is the pinned plan's, empty before the first claim; `barren` counts attempts in a row without a new piece. One that
+    is `closing` has its end already, with the token of whoever ended it: all it needs is `TurnStore.announce`.
     """
 
     turn_id: str
@@ -127,11 +133,12 @@ class Due:
     stopping: bool
     overdue: bool
     pool: str = ""
+    closing: bool = False
 
 
 @dataclass(frozen=True)
 class Held:
-    """An open turn, taken over in order to end it: what its end has to say."""
+    """An open turn, taken over in order to end it: what its end has to say. `pool` is empty before the first claim."""
 
     turn_id: str
     token: str
@@ -141,6 +148,7 @@ class Held:
     node: str
     generated_on: str
     attempt: int
+    pool: str
     pieces: tuple[LoggedPiece, ...]
 
 
@@ -205,11 +213,41 @@ class TurnStore(Protocol):
     async def finish(
         self, turn_id: str, *, token: str, end: End, tail: Sequence[LoggedPiece] = (), from_seq: int
     ) -> tuple[Verdict, int]:
-        """Add the last pieces, store the reply and end the turn (law 1). `from_seq` is the seq of the first of `tail`."""
+        """Add the last pieces, store the reply and end the turn (law 1). `from_seq` is the seq of the first of `tail`.
+
+        With replicas, the end is stored, waited for, and then announced: nobody sees it before it is kept (law 8).
+
+        Raises:
+            StoreUnavailable: the end may be stored, but is not known to be kept; the same call again is safe, and so is
+                leaving it: a sweep finds the turn, `closing`.
+        """
+        ...
+
+    async def announce(self, turn_id: str, *, token: str = "") -> Verdict:
+        """Show the end of a turn that is closing (law 8), whoever closed it. `OK`, or why there was nothing to announce.
+
+        `token` is the one that a sweep handed out with it; without, what was stored is waited for first.
+        """
+        ...
+
+    async def release(
+        self, turn_id: str, *, token: str, dispatch: str, tail: Sequence[LoggedPiece] = (), from_seq: int
+    ) -> tuple[Verdict, int]:
+        """Add the last pieces of a run that leaves its turn to another, and give the turn back to whoever has `dispatch`.
+
+        The turn is due at once, and the attempt does not count as barren. `from_seq` is the seq of the first of `tail`.
+        """
+        ...
+
+    async def hand_over(self, held: Sequence[tuple[str, str]]) -> None:
+        """Let other routers take on turns that nobody has claimed: (turn_id, dispatch token) pairs. They are due at once."""
         ...
 
     async def hold(self, turn_id: str, *, token: str, stopping: bool, mine: str = "") -> Held | Verdict:
-        """Take an open turn away from whoever has it, in order to end it. With `mine`, only from that holder."""
+        """Take an open turn away from whoever has it, in order to end it. With `mine`, only from that holder.
+
+        One that is `CLOSING` keeps the end that it has.
+        """
         ...
 
     async def redispatch(self, turn_id: str, *, dispatch: str, run: str, token: str) -> Due | Verdict:
@@ -217,7 +255,7 @@ class TurnStore(Protocol):
         ...
 
     async def sweep(self, *, token: str, batch: int) -> list[Due]:
-        """Return turns that are due, each now dispatched to the caller (law 7)."""
+        """Return turns that are due, each now dispatched to the caller (law 7); what they hold so far is kept (law 8)."""
         ...
 
     async def read(self, turn_id: str, *, after: int = 0) -> Snapshot:
@@ -230,84 +268,6 @@ class TurnStore(Protocol):
 
     async def recent_turns(self, client_id: str) -> list[tuple[str, bool]]:
         """Return the client's turns whose logs are kept, oldest first, each with whether it is open."""
-        ...
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A conversation as a list shows it."""
-
-    conversation_id: str
-    client_id: str
-    personality: str
-    title: str
-    created: str
-    updated: str
-    messages: int
-
-
-@dataclass(frozen=True)
-class Page:
-    """Messages of one conversation, in order, and whether older ones exist before them."""
-
-    conversation_id: str
-    client_id: str
-    messages: tuple[Message, ...]
-    total: int
-
-
-class ConversationStore(Protocol):
-    """Conversations, shared by every node."""
-
-    async def create(
-        self, *, client_id: str, personality: str, title: str, node: str, timestamp: str, unix: int, marker: str
-    ) -> Conversation:
-        """Start an empty conversation and make it the session's current one with this personality."""
-        ...
-
-    async def history(self, conversation_id: str, *, limit: int, before: int = 0) -> Page:
-        """Return the last `limit` messages before seq `before` (0: the newest).
-
-        Raises:
-            ConversationNotFound: there is none, or it was deleted.
-        """
-        ...
-
-    async def list(self, client_id: str, *, limit: int, offset: int) -> tuple[list[Conversation], int]:
-        """Return a client's conversations, last used first, and how many there are."""
-        ...
-
-    async def delete(self, conversation_id: str, *, client_id: str) -> str | None:
-        """Delete it, or return the id of the open turn that must end first (law 12).
-
-        Raises:
-            ConversationNotFound: it is not a conversation of this client.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Session:
-    """A client's presence record."""
-
-    client_id: str
-    user_id: str
-    node: str
-    created_at: str
-    connected_at: str
-    status: str
-    conversations: dict[str, str]
-
-
-class SessionStore(Protocol):
-    """Presence, shared by every node."""
-
-    async def touch(self, *, client_id: str, node: str, timestamp: str, connected: bool) -> tuple[Session, bool]:
-        """Create or prolong the session of a client; return it, and whether it is new."""
-        ...
-
-    async def list(self, *, limit: int, offset: int) -> tuple[list[Session], int]:
-        """Return live sessions, latest activity first, and how many there are."""
         ...
 
 

@@ -14,6 +14,7 @@ import orjson
 
 from serve_app.chat.events import parse_event
 from serve_app.chat.inbox import Inbox
+from serve_app.chat.meter import REDIS_RECONNECTS, UNMEASURED, Meter
 from serve_app.chat.turns import Bus, Subscription
 from serve_app.state.connection import Connection, Redis, is_away, listening_connection
 from serve_app.state.keys import CLIENT_CHANNEL
@@ -48,9 +49,10 @@ class _Channel:
 class RedisBus(Bus):
     """Listens to clients' channels. Use as `async with`; the reading task lives exactly as long."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, meter: Meter = UNMEASURED) -> None:
         """Listen on the Redis that `redis` talks to, over a connection of its own."""
         self._redis = redis
+        self._meter = meter
         self._channels: dict[str, _Channel] = {}
         self._connection: Connection | None = None
         self._heard = 0.0
@@ -145,6 +147,7 @@ class RedisBus(Bus):
                         await connection.send_command("SUBSCRIBE", name)
                 if not there:
                     log.warning("The event bus is connected again.")
+                    self._meter.count(REDIS_RECONNECTS, "bus")
                     there = True
                 pause = 0.05
                 while True:

@@ -2,9 +2,9 @@
 
 import orjson
 
+from serve_app.chat.conversations import Conversation, ConversationStore, Page
 from serve_app.chat.errors import ConversationNotFound
 from serve_app.chat.messages import Message
-from serve_app.chat.turns import Conversation, ConversationStore, Page
 from serve_app.state.scripts import Scripts
 
 
@@ -19,12 +19,14 @@ class RedisConversations(ConversationStore):
         self, *, client_id: str, personality: str, title: str, node: str, timestamp: str, unix: int, marker: str
     ) -> Conversation:
         """See `ConversationStore.create`."""
-        raw = await self._scripts.run("create", client_id, personality, title, node, timestamp, unix, marker)
+        raw = await self._scripts.run("create", client_id, personality, title, node, timestamp, unix, marker, kept=bool)
         return Conversation(raw.decode(), client_id, personality, title, timestamp, timestamp, 0)
 
     async def history(self, conversation_id: str, *, limit: int, before: int = 0) -> Page:
         """See `ConversationStore.history`."""
-        reply = await self._scripts.run("history", conversation_id, limit, before)
+        reply = await self._scripts.run("history", conversation_id, limit, before, "")
+        if reply == [b"untold"]:
+            reply = await self._scripts.run("history", conversation_id, limit, before, "1", kept=bool)
         if not reply:
             raise ConversationNotFound()
         messages = tuple(
@@ -44,7 +46,8 @@ class RedisConversations(ConversationStore):
 
     async def delete(self, conversation_id: str, *, client_id: str) -> str | None:
         """See `ConversationStore.delete`."""
-        how, *turn = (item.decode() for item in await self._scripts.run("delete", conversation_id, client_id))
+        reply = await self._scripts.run("delete", conversation_id, client_id, kept=lambda reply: reply[0] == b"ok")
+        how, *turn = (item.decode() for item in reply)
         if how == "none":
             raise ConversationNotFound()
         return turn[0] if how == "open" else None

@@ -14,6 +14,12 @@
 | `aurora:idempotency:{client_id}:{key}` | string, JSON | `TOMBSTONE_SECONDS` after the end | begin, finish |
 | `aurora:personality:{name}:{version}` | string, JSON | `TOMBSTONE_SECONDS` after the last claim with it | claim |
 | `aurora:sweep` | string, ms of the last sweep | – | sweep |
+| `aurora:takeover:last` | string, JSON: when, which turn, from where to where | – | claim |
+| `aurora:barrier` | string, of no meaning | – | whoever waits for replicas and has nothing to write |
+| `aurora:node:{node}` | string, JSON | `NODE_SECONDS` after the node's last word | node |
+| `aurora:node:{node}:drain` | string, JSON: until when, since when, by whom | `DRAIN_SECONDS` | `aurora-cli node drain` |
+| `aurora:node:{node}:left` | hash, by replica: JSON, what it has in hand | `DRAIN_SECONDS` | drain |
+| `aurora:nodes` | zset, node by expiry (ms) | – | node, nodes |
 
 | channel | what |
 |---|---|
@@ -24,13 +30,18 @@
 The scripts get these names through `prelude()`, so that Lua and Python cannot disagree.
 """
 
+from serve_app.chat.nodes import NODE_SECONDS
 from serve_app.chat.turns import BARREN_ATTEMPTS, LEASE_MS
 
 SWEEP_GAP_MS = 2_000
-"""A longer silence of the sweepers means that time cannot be trusted: everyone gets a lease first."""
+"""A longer silence of the sweepers means that time cannot be trusted: everyone gets `GRACE_MS` first."""
+GRACE_MS = 1_500
+"""What a holder that lives needs to renew once Redis is back; shorter than a lease, as everybody tries all the time then."""
 SESSION_SECONDS = 3_600
 LOG_SECONDS = 600
 TOMBSTONE_SECONDS = 26 * 3_600
+DRAIN_SECONDS = 900
+"""A node that was told to leave and has not left within this serves as before."""
 
 _PREFIXES = {
     "session": "aurora:session:",
@@ -44,6 +55,10 @@ _PREFIXES = {
     "idempotency": "aurora:idempotency:",
     "personality": "aurora:personality:",
     "sweep": "aurora:sweep",
+    "last_takeover": "aurora:takeover:last",
+    "barrier": "aurora:barrier",
+    "node": "aurora:node:",
+    "nodes": "aurora:nodes",
     "chat_channel": "aurora:chat:message",
     "session_channel": "aurora:user:session",
     "client_channel": "aurora:client:",
@@ -53,6 +68,7 @@ CHAT_CHANNEL = _PREFIXES["chat_channel"]
 SESSION_CHANNEL = _PREFIXES["session_channel"]
 CLIENT_CHANNEL = _PREFIXES["client_channel"]
 OPEN_TURNS = _PREFIXES["open"]
+LAST_TAKEOVER = _PREFIXES["last_takeover"]
 
 
 def turn(turn_id: str) -> str:
@@ -80,11 +96,16 @@ def session(client_id: str) -> str:
     return _PREFIXES["session"] + client_id
 
 
-def prelude() -> str:
-    """Lua source that every script begins with: these names and numbers as locals `K` and constants."""
+def prelude(replicas: int) -> str:
+    """Lua source that every script begins with: these names and numbers as locals `K` and constants.
+
+    `replicas`: on how many a write must be before it is shown (law 8).
+    """
     names = ", ".join(f"{name} = '{value}'" for name, value in _PREFIXES.items())
     return (
         f"local K = {{ {names} }}\n"
-        f"local LEASE_MS, SWEEP_GAP_MS, BARREN_ATTEMPTS = {LEASE_MS}, {SWEEP_GAP_MS}, {BARREN_ATTEMPTS}\n"
+        f"local LEASE_MS, SWEEP_GAP_MS, GRACE_MS, BARREN_ATTEMPTS = {LEASE_MS}, {SWEEP_GAP_MS}, {GRACE_MS}, {BARREN_ATTEMPTS}\n"
+        f"local REPLICAS = {replicas}\n"
         f"local SESSION_SECONDS, LOG_SECONDS, TOMBSTONE_SECONDS = {SESSION_SECONDS}, {LOG_SECONDS}, {TOMBSTONE_SECONDS}\n"
+        f"local NODE_SECONDS, DRAIN_SECONDS = {NODE_SECONDS}, {DRAIN_SECONDS}\n"
     )

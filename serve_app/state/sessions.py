@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from serve_app.chat.turns import Session, SessionStore
+from serve_app.chat.conversations import Session, SessionStore
 from serve_app.state.scripts import Scripts
 
 

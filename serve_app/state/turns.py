@@ -44,7 +44,7 @@ class RedisTurns(TurnStore):
             "idempotency_key": new.idempotency_key, "body_hash": new.body_hash, "title": new.title, "unix": new.unix,
             "deadline_ms": new.deadline_ms, "max_open_turns": new.max_open_turns,
         }  # fmt: skip
-        how, *rest = _texts(await self._scripts.run("begin", orjson.dumps(request)))
+        how, *rest = _texts(await self._scripts.run("begin", orjson.dumps(request), kept=_is_begun))
         if how == "refused":
             code, detail = rest
             raise _REFUSALS[code](turn_id=detail if code == "turn_in_progress" else "")
@@ -113,9 +113,33 @@ class RedisTurns(TurnStore):
         event = end.model_dump(exclude={"content", "recovered"})
         reply = await self._scripts.run(
             "finish", turn_id, token, end.type, _json(event), end.receipt.pieces, reply_json, end.timestamp, from_seq,
-            *_pairs(turn_id, tail), patience_s=0,
+            *_pairs(turn_id, tail), patience_s=0, kept=_is_closing,
         )  # fmt: skip
+        if _is_closing(reply):
+            reply = await self._scripts.run("announce", turn_id, token, patience_s=0)
         return _verdict(reply)
+
+    async def announce(self, turn_id: str, *, token: str = "") -> Verdict:
+        """See `TurnStore.announce`."""
+        if not token:
+            how, *rest = _texts(await self._scripts.run("announce", turn_id, "", kept=_is_closing))
+            if how != Verdict.CLOSING:
+                return Verdict(how)
+            (token,) = rest
+        verdict, _ = _verdict(await self._scripts.run("announce", turn_id, token))
+        return verdict
+
+    async def release(
+        self, turn_id: str, *, token: str, dispatch: str, tail: Sequence[LoggedPiece] = (), from_seq: int
+    ) -> tuple[Verdict, int]:
+        """See `TurnStore.release`. Fails at once where Redis is away, like `append`."""
+        pieces = _pairs(turn_id, tail)
+        return _verdict(await self._scripts.run("release", turn_id, token, dispatch, from_seq, *pieces, patience_s=0))
+
+    async def hand_over(self, held: Sequence[tuple[str, str]]) -> None:
+        """See `TurnStore.hand_over`. Tries once, like `renew`."""
+        if held:
+            await self._scripts.run("hand_over", *(part for pair in held for part in pair), patience_s=0)
 
     async def hold(self, turn_id: str, *, token: str, stopping: bool, mine: str = "") -> Held | Verdict:
         """See `TurnStore.hold`."""
@@ -123,8 +147,9 @@ class RedisTurns(TurnStore):
         how = reply[0].decode()
         if how != "ok":
             return Verdict(how)
-        client_id, conversation_id, personality, node, generated_on, attempt = _texts(reply[1:7])
-        return Held(turn_id, token, client_id, conversation_id, personality, node, generated_on, int(attempt), _pieces(reply[7:]))
+        client_id, conversation_id, personality, node, generated_on, attempt, pool = _texts(reply[1:8])
+        pieces = _pieces(reply[8:])
+        return Held(turn_id, token, client_id, conversation_id, personality, node, generated_on, int(attempt), pool, pieces)
 
     async def redispatch(self, turn_id: str, *, dispatch: str, run: str, token: str) -> Due | Verdict:
         """See `TurnStore.redispatch`."""
@@ -133,12 +158,14 @@ class RedisTurns(TurnStore):
 
     async def sweep(self, *, token: str, batch: int) -> list[Due]:
         """See `TurnStore.sweep`."""
-        flat = _texts(await self._scripts.run("sweep", token, batch, patience_s=0))
-        return [_due(*flat[i : i + 8]) for i in range(0, len(flat), 8)]
+        flat = _texts(await self._scripts.run("sweep", token, batch, patience_s=0, kept=bool))
+        return [_due(*flat[i : i + 9]) for i in range(0, len(flat), 9)]
 
     async def read(self, turn_id: str, *, after: int = 0) -> Snapshot:
         """See `TurnStore.read`."""
-        reply = _texts(await self._scripts.run("read", turn_id, after))
+        reply = _texts(await self._scripts.run("read", turn_id, after, ""))
+        if reply == ["untold"]:
+            reply = _texts(await self._scripts.run("read", turn_id, after, "1", kept=bool))
         if not reply:
             raise errors.TurnNotFound()
         state, client_id, conversation_id, personality, attempt, seq, message_seq, created, end, kept, message = reply[:11]
@@ -188,8 +215,26 @@ def _pieces(flat: Sequence[bytes]) -> tuple[LoggedPiece, ...]:
     return tuple(out)
 
 
-def _due(turn_id: str, token: str, personality: str, attempt: str, barren: str, stopping: str, overdue: str, pool: str) -> Due:
-    return Due(turn_id, token, personality, int(attempt), int(barren), bool(stopping), bool(overdue), pool)
+def _due(
+    turn_id: str,
+    token: str,
+    personality: str,
+    attempt: str,
+    barren: str,
+    stopping: str,
+    overdue: str,
+    pool: str,
+    closing: str = "",
+) -> Due:
+    return Due(turn_id, token, personality, int(attempt), int(barren), bool(stopping), bool(overdue), pool, bool(closing))
+
+
+def _is_begun(reply: Sequence[bytes]) -> bool:
+    return reply[0] != b"refused"
+
+
+def _is_closing(reply: Sequence[bytes]) -> bool:
+    return reply[0] == b"closing"
 
 
 def _verdict(reply: Sequence[bytes]) -> tuple[Verdict, int]:

@@ -13,6 +13,7 @@ import pytest
 
 from serve_app.chat.events import Event, Piece, Receipt
 from serve_app.client import Assembly, AuroraClient, BrokenPromise, NobodyAnswers, RequestRefused
+from tests.support.nodes import Door
 from tests.support.redis_process import RedisProcess, free_port
 from tests.support.stack import Stack
 from tests.support.tcp_proxy import TcpProxy
@@ -21,18 +22,6 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.integration
 
 SLOW: dict[str, object] = {"words": 160, "words_per_second": 160}
-
-
-class Door(TcpProxy):
-    """A proxy on a port of its own choice, so that it can go and come back."""
-
-    def __init__(self, target: int, port: int) -> None:
-        super().__init__(target)
-        self.port = port
-
-    async def __aenter__(self) -> "Door":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        return self
 
 
 @asynccontextmanager
@@ -113,7 +102,7 @@ async def test_a_message_asked_before_the_server_is_there_is_answered_when_it_co
 
 
 async def test_a_message_whose_answer_is_lost_on_the_way_is_stored_once(stack: Stack) -> None:
-    async with front(stack) as proxy, AuroraClient([url(proxy)], "ada") as client:
+    async with front(stack) as proxy, AuroraClient([url(proxy)], "ada", explore=False) as client:
         answers = list[bytes]()
 
         def lose_the_first(chunk: bytes) -> bytes:
@@ -271,7 +260,7 @@ async def test_a_node_that_cannot_yet_is_asked_again_with_the_same_key(status: s
         keys.append(head.lower().split("idempotency-key: ")[1].split("\r\n")[0])
         return ("200 OK", f"data: {end}\n\n") if len(keys) == 4 else (status, "not now")
 
-    async with impostor(reply) as node, AuroraClient([node], "ada") as client:
+    async with impostor(reply) as node, AuroraClient([node], "ada", explore=False) as client:
         assembly = await client.say("Hello")
 
     assert assembly.whole() == ""
@@ -284,7 +273,7 @@ async def test_a_node_that_only_repeats_itself_is_not_waited_for_for_ever() -> N
 
     async with (
         impostor(lambda head: ("200 OK", f"data: {again}\n\n")) as node,
-        AuroraClient([node], "a", patience_s=0.5) as client,
+        AuroraClient([node], "a", patience_s=0.5, explore=False) as client,
     ):
         with pytest.raises(NobodyAnswers) as caught:
             await client.say("Hello")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from serve_app.chat.turns import LEASE_MS, Due
+from serve_app.state.keys import GRACE_MS
 from tests.support.redis_process import RedisProcess
 from tests.support.turn_tools import FAKE_CLOCK, NOON, Open, Store, claim, logged, new_turn, open_turn, store
 
@@ -84,7 +85,7 @@ async def test_a_dead_holder_s_turn_is_taken_on_soon_after_a_jump(cluster: Clust
     dead = await cluster.turn()
     await cluster.second()
     await cluster.jump(jump)
-    for _ in range(5):  # the jump may cost one lease, not more
+    for _ in range(5):  # the jump may cost the grace, not more
         await cluster.second()
     assert [(due.turn_id, due.overdue) for due in cluster.taken] == [(dead.turn_id, False)]
 
@@ -94,7 +95,7 @@ async def test_a_turn_that_dies_right_after_a_jump_is_taken_on_too(cluster: Clus
     dead = await cluster.turn()
     await cluster.jump(jump)
     await at.turns.append(dead.turn_id, token=dead.run, pieces=logged(["last words"]))
-    for _ in range(6):
+    for _ in range(5):
         await cluster.second()
     assert [due.turn_id for due in cluster.taken] == [dead.turn_id]
 
@@ -153,13 +154,27 @@ async def test_a_failover_to_a_lagging_clock_that_lost_the_last_sweep_storms_nob
     assert cluster.taken == []
 
 
-async def test_when_nobody_swept_for_long_everybody_gets_one_lease_first(cluster: Cluster) -> None:
+async def test_when_nobody_swept_for_long_everybody_gets_time_to_renew_first(cluster: Cluster) -> None:
     dead = await cluster.turn()
     await cluster.jump(10 * 60_000)
     await cluster.second(sweep_first=True)
     assert cluster.taken == []
     for _ in range(4):
         await cluster.second()
+    assert [due.turn_id for due in cluster.taken] == [dead.turn_id]
+
+
+async def test_after_a_silence_a_dead_holder_s_turn_is_taken_on_before_a_whole_lease_has_passed(cluster: Cluster) -> None:
+    """Who lives renews as soon as Redis is back; a failover has cost seconds already."""
+    dead = await cluster.turn()
+    await cluster.jump(4_000)
+    await cluster._sweep()
+    await cluster._renew()
+    await cluster.jump(GRACE_MS - 100)
+    await cluster._sweep()
+    assert cluster.taken == []
+    await cluster.jump(200)
+    await cluster._sweep()
     assert [due.turn_id for due in cluster.taken] == [dead.turn_id]
 
 

@@ -127,7 +127,7 @@ class Chain:
         self._at = at
         self.asked: list[str] = []
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
         self.asked.append(plan.pool)
         match len(self.asked):
             case 2:

@@ -21,13 +21,13 @@ NEVER_S = 3_600.0
 """No beat of a router or a generator disturbs the counting."""
 WINDOW = 2
 """Messages that enter a prompt, and a page: as many as the smallest conversation here has."""
-HEARTBEAT = {"ping", "info", "monitor"}
-"""The bus's own PING, and the counting itself."""
+HEARTBEAT = {"ping", "info", "monitor", "replconf"}
+"""The bus's own PING, that of replicas, and the counting itself."""
 
 
 @contextlib.asynccontextmanager
-async def quiet_stack(url: str, window: int) -> AsyncIterator[Stack]:
-    stack = Stack(url, run=GeneratorConfig(beat_s=NEVER_S, history_messages=window))
+async def quiet_stack(url: str, window: int, *, replicas: int = 0) -> AsyncIterator[Stack]:
+    stack = Stack(url, replicas=replicas, run=GeneratorConfig(beat_s=NEVER_S, history_messages=window))
     stack.supervisor = Supervisor(stack.turns, stack.pool, personalities(), SupervisorConfig(beat_s=NEVER_S))
     async with stack:
         yield stack
@@ -135,6 +135,17 @@ async def test_a_whole_turn_of_one_piece_takes_at_most_six_round_trips(own_redis
         cost = await cost_of(own_redis, lambda: ask(stack, next(clients)))
     print(f"\nround trips of a whole turn of one piece, of a client never seen before: {len(cost.sent)} {cost.sent}")
     assert 0 < len(cost.sent) <= 6
+
+
+async def test_waiting_for_a_replica_costs_a_whole_turn_one_round_trip_more(replicated_redis: RedisProcess) -> None:
+    sent = {}
+    for replicas in (0, 1):
+        async with quiet_stack(replicated_redis.url, WINDOW, replicas=replicas) as stack:
+            conversation = await ask(stack, f"ann{replicas}")  # scripts are loaded, connections and the subscription stand
+            sent[replicas] = (await cost_of(replicated_redis, lambda: ask(stack, f"ann{replicas}", conversation))).sent  # noqa: B023
+    print(f"\nround trips of a whole turn: {sent[0]}; with a replica: {sent[1]}, each `wait` on its way with what is before it")
+    assert sent[0] == ("evalsha",) * 3  # begin, claim, finish
+    assert sent[1] == ("evalsha", "wait", "evalsha", "evalsha", "wait", "evalsha")  # … announce
 
 
 async def test_sweeping_costs_nothing_for_each_turn_that_is_not_due(own_redis: RedisProcess) -> None:

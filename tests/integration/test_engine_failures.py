@@ -7,13 +7,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 import httpx
 import pytest
 
+from serve_app.chat.conversations import Session
 from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, Prefix, Prompt
 from serve_app.chat.errors import EngineError, EngineRejected, EngineUnavailable
 from serve_app.chat.generate import GeneratorConfig
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
 from serve_app.chat.service import ChatService, ServiceConfig
-from serve_app.chat.turns import Begun, NewTurn, Session, Snapshot
+from serve_app.chat.turns import Begun, NewTurn, Snapshot
 from serve_app.state.sessions import RedisSessions
 from serve_app.state.turns import RedisTurns
 from tests.support.clients import Device, Frame, all_sse, check_whole

@@ -131,7 +131,7 @@ class NeverThere:
         self.calls = 0
         self.answers: asyncio.Queue[str] = asyncio.Queue()
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
         self.calls += 1
         return await self.answers.get()
 
@@ -222,7 +222,9 @@ async def test_a_turn_that_waits_for_a_replica_ends_at_its_deadline(redis_server
         await at.set_clock(NOON)
         pool, new = NeverThere(), new_turn(deadline_ms=2_000)
         await at.turns.begin(new)
-        async with Supervisor(at.turns, pool, personalities(), SupervisorConfig(beat_s=0.05)) as supervisor:
+        async with Supervisor(
+            at.turns, pool, personalities(), SupervisorConfig(beat_s=0.05, unclaimed_beats=1_000)
+        ) as supervisor:
             supervisor.take(new.turn_id, token=new.token, personality="robbie")
             await until(lambda: pool.calls == 1)
             clock, end = NOON, None
@@ -252,7 +254,7 @@ async def test_a_turn_that_waits_is_renewed_although_an_older_dispatch_of_it_was
         now = await lease(at, new.turn_id)
         return now > leases[-1] and not leases.append(now)  # type: ignore[func-returns-value]
 
-    async with Supervisor(at.turns, pool, personalities(), SupervisorConfig(beat_s=0.05)) as supervisor:
+    async with Supervisor(at.turns, pool, personalities(), SupervisorConfig(beat_s=0.05, unclaimed_beats=1_000)) as supervisor:
         supervisor.take(new.turn_id, token=new.token, personality="robbie")
         await until(lambda: pool.calls == 1)
         supervisor.take(new.turn_id, token=dispatch, personality="robbie")
@@ -297,6 +299,7 @@ class Replica(Inference.func_or_class):  # type: ignore[misc, name-defined]
     def __init__(self, engine: Engine, generator: Generator) -> None:
         self._engine, self._generator = engine, generator
         self._running: set[asyncio.Task[Verdict]] = set()
+        self._watch = None
 
     def __del__(self) -> None:
         """Is Python's here; Serve awaits its own."""

@@ -30,7 +30,8 @@ from tests.support.turn_tools import plan as planned
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
-FAST = SupervisorConfig(beat_s=0.05, retry_s=0.02)
+FAST = SupervisorConfig(beat_s=0.05, retry_s=0.02, unclaimed_beats=1_000)
+HURRIED = SupervisorConfig(beat_s=0.05, retry_s=0.02, unclaimed_beats=2)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ class DyingPool:
         self._words = list(words)
         self.attempts: list[int] = []
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
         claimed = await claim(self._at, turn_id, dispatch, run)
         self.attempts.append(claimed.attempt)
         if self._words:
@@ -64,10 +65,53 @@ class FullPool:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
         self.asked += 1
         await asyncio.Event().wait()
         raise AssertionError
+
+
+class SilentReplica:
+    """A pool whose nearest replica answers nothing, not even with an error; it claims first, or does not. Others are well."""
+
+    def __init__(self, at: Store, *, claims: bool) -> None:
+        self._at = at
+        self._claims = claims
+        self.asked: list[bool] = []
+
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+        self.asked.append(elsewhere)
+        if elsewhere or self._claims:
+            assert (await claim(self._at, turn_id, dispatch, run)).attempt == 1
+        if not elsewhere:
+            await asyncio.Event().wait()
+        return "ok"
+
+
+async def test_a_turn_that_a_silent_replica_does_not_claim_goes_to_another(at: Store) -> None:
+    new, pool = new_turn(), SilentReplica(at, claims=False)
+    await at.turns.begin(new)
+    async with Supervisor(at.turns, pool, personalities(), HURRIED) as router:
+        router.take(new.turn_id, token=new.token, personality="robbie")
+        await until(lambda: len(pool.asked) > 1)
+        await until(lambda: not router.waiting)
+    assert pool.asked == [False, True]
+    assert (await at.turns.read(new.turn_id)).attempt == 1, "the silence was no attempt"
+
+
+async def test_a_claimed_turn_is_left_to_its_run_however_long_that_says_nothing(at: Store) -> None:
+    new, pool = new_turn(), SilentReplica(at, claims=True)
+    await at.turns.begin(new)
+    async with Supervisor(at.turns, pool, personalities(), HURRIED) as router:
+        router.take(new.turn_id, token=new.token, personality="robbie")
+        await until(lambda: len(pool.asked) == 1 and not router.waiting)
+        other = new_turn()
+        await at.turns.begin(other)
+        full = FullPool()
+        async with Supervisor(at.turns, full, personalities(), HURRIED) as clock:  # ten of its beats, as time goes here
+            clock.take(other.turn_id, token=other.token, personality="robbie")
+            await until(lambda: full.asked >= 3)
+    assert pool.asked == [False]
 
 
 async def test_due_turns_go_to_exactly_one_of_many_sweepers(redis_server: RedisProcess, at: Store) -> None:

@@ -171,7 +171,7 @@ async def test_what_a_redis_that_takes_no_writes_says_is_away_and_not_a_bug(own_
             client.execute_command("REPLICAOF", "127.0.0.1", "1")
         async with store(own_redis.url) as at:
             begins = asyncio.create_task(at.turns.begin(new_turn()))
-            await until(lambda: at.scripts.away_since is not None or begins.done())
+            await until(lambda: at.scripts.away.since is not None or begins.done())
             assert not begins.done(), "it waits for Redis to come back"
             client.config_set("maxmemory", "0")
             client.execute_command("REPLICAOF", "NO", "ONE")

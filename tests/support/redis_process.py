@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis
@@ -20,10 +21,13 @@ def free_port() -> int:
 
 
 class RedisProcess:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, program: str = "", options: Sequence[str] = ()) -> None:
+        self.program = program
+        self.options = list(options)
         self.port = free_port()
         self.folder = folder
         self.process: subprocess.Popen[bytes] | None = None
+        self.frozen = False
 
     @property
     def url(self) -> str:
@@ -35,12 +39,17 @@ class RedisProcess:
         return self.process.pid
 
     def start(self) -> None:
-        path, _ = executable()
+        path = self.program or executable()[0]
         options = (
             f"--bind 127.0.0.1 --port {self.port} --dir {self.folder} --appendonly yes --appendfsync everysec --loglevel warning"
         )
         with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen([path, *options.split(), "--save", ""], stdout=log, stderr=log)
+            command = [path, *options.split(), "--save", "", *self.options]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.wait_until_it_answers()
+
+    def wait_until_it_answers(self) -> None:
+        assert self.process is not None
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -57,9 +66,11 @@ class RedisProcess:
 
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
+        self.frozen = True
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+        self.frozen = False
 
     def kill(self) -> None:
         assert self.process is not None

@@ -17,9 +17,12 @@ from serve_app.api.about import About
 from serve_app.api.access import Access
 from serve_app.api.app import build_app
 from serve_app.api.wire import EngineView
+from serve_app.chat.drain import Departure, DrainWatch
 from serve_app.chat.engine import Engine
 from serve_app.chat.errors import EngineUnavailable
 from serve_app.chat.generate import Generator, GeneratorConfig
+from serve_app.chat.meter import UNMEASURED, Meter
+from serve_app.chat.nodes import NodeStatus, Presence
 from serve_app.chat.options import OptionLimits
 from serve_app.chat.personalities import Personalities, Personality
 from serve_app.chat.service import ChatService, ServiceConfig
@@ -29,6 +32,8 @@ from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
 from serve_app.state.bus import RedisBus
 from serve_app.state.connection import connect
 from serve_app.state.conversations import RedisConversations
+from serve_app.state.drain import RedisDrains
+from serve_app.state.nodes import RedisNodes
 from serve_app.state.scripts import Scripts
 from serve_app.state.sessions import RedisSessions
 from serve_app.state.turns import RedisTurns
@@ -47,9 +52,12 @@ class DirectPool:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
+        self.others: list[DirectPool] = []
         self.runs: dict[str, asyncio.Task[Any]] = {}
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan) -> str:
+    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+        if elsewhere and self.others:
+            return await self.others[0].run_turn(turn_id, dispatch=dispatch, run=run, plan=plan)
         task = asyncio.ensure_future(self.generator.run(turn_id, dispatch=dispatch, run=run, plan=plan))
         self.runs[turn_id] = task
         try:
@@ -79,18 +87,21 @@ class Stack:
         service: ServiceConfig | None = None,
         clock: str | None = None,
         patience_s: float = 10.0,
+        replicas: int = 0,
+        meter: Meter = UNMEASURED,
     ) -> None:
-        self.redis = connect(url)
-        self.scripts = Scripts(self.redis, patience_s=patience_s, clock=clock)
+        self.redis = connect(url, replicas=replicas)
+        self.scripts = Scripts(self.redis, replicas=replicas, patience_s=patience_s, clock=clock, meter=meter)
         self.turns = RedisTurns(self.scripts)
         self.conversations = RedisConversations(self.scripts)
         self.sessions = RedisSessions(self.scripts)
-        self.bus_redis = connect(bus_url or url)
-        self.bus = RedisBus(self.bus_redis)
+        self.bus_redis = connect(bus_url) if bus_url else self.redis
+        self.bus = RedisBus(self.bus_redis, meter=meter)
         self.engine = engine or ScriptedEngine(ScriptedConfig(drills=True))
-        self.generator = Generator(self.turns, self.engine, node=node, config=run)
+        self.departure = Departure()
+        self.generator = Generator(self.turns, self.engine, node=node, config=run, meter=meter, departure=self.departure)
         self.pool = DirectPool(self.generator)
-        self.supervisor = Supervisor(self.turns, self.pool, personalities())
+        self.supervisor = Supervisor(self.turns, self.pool, personalities(), meter=meter, departure=self.departure)
         limits = ServiceConfig(limits=OptionLimits(drill_options=True))
         self.service = ChatService(
             turns=self.turns,
@@ -101,6 +112,8 @@ class Stack:
             personalities=personalities(),
             node=node,
             config=service or limits,
+            meter=meter,
+            departure=self.departure,
         )
         self.port = 0
 
@@ -109,7 +122,8 @@ class Stack:
 
     async def ping(self) -> bool:
         try:
-            return bool(await self.redis.ping())
+            async with asyncio.timeout(0.5):  # as `deployments.ingress` does
+                return bool(await self.redis.ping())
         except Exception:  # noqa: BLE001 - whatever it is, Redis is away
             return False
 
@@ -125,11 +139,24 @@ class Stack:
         await self.redis.aclose()
         await self.bus_redis.aclose()
 
+    def watching_for_drain(self) -> DrainWatch:
+        """Look whether an operator has asked this node to leave, as every replica does. Enter it while serving."""
+
+        async def changed(leaving: bool) -> None:
+            await self.presence.say(NodeStatus.DRAINING if leaving else NodeStatus.SERVING)
+
+        def in_hand() -> int:
+            return self.generator.running + self.supervisor.waiting + self.service.in_flight
+
+        name, drains = self.service.node, RedisDrains(self.scripts)
+        return DrainWatch(drains, self.departure, node=name, replica=f"Stack {name}", in_hand=in_hand, changed=changed)
+
     @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
-        """Serve on a real socket; gives the base URL."""
+    async def serving(self, *, advertise: str = "") -> AsyncIterator[str]:
+        """Serve on a real socket; gives the base URL. With `advertise`, tell the other nodes that URL."""
         engines = [EngineView(pool="scripted", engine="scripted", model="scripted-1", language_model=False)]
-        app = build_app(self.service, Access(), About(engines, ping=self.ping))
+        self.presence = Presence(RedisNodes(self.scripts), node=self.service.node, url=advertise, every_s=0.1)
+        app = build_app(self.service, Access(), About(engines, ping=self.ping, presence=self.presence))
         self.port = free_port()
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", lifespan="off"))
         task = asyncio.create_task(server.serve())
@@ -137,7 +164,8 @@ class Stack:
             assert not task.done(), "uvicorn did not start"
             await asyncio.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{self.port}"
+            async with self.presence if advertise else contextlib.nullcontext():
+                yield f"http://127.0.0.1:{self.port}"
         finally:
             server.should_exit = True
             server.force_exit = True

@@ -14,6 +14,8 @@ class TcpProxy:
         self.swallow: Callable[[bytes], bytes] = lambda chunk: chunk
         self.swallowed = 0
         self.accepted = 0
+        self.delay_s = 0.0
+        """How much later everything from the target comes: a distance."""
         self._open = asyncio.Event()
         self._open.set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -64,6 +66,7 @@ class TcpProxy:
             while chunk := await reader.read(65_536):
                 await self._open.wait()
                 if down:
+                    await asyncio.sleep(self.delay_s)
                     passed = self.swallow(chunk)
                     self.swallowed += len(chunk) - len(passed)
                     chunk = passed

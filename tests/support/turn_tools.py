@@ -4,14 +4,17 @@ import contextlib
 import functools
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pytest
 from redis.asyncio import Redis
 
 from serve_app.chat import ids
 from serve_app.chat.engine import Prefix, Prompt, PromptMessage
+from serve_app.chat.errors import StoreUnavailable
 from serve_app.chat.events import TERMINAL, Done, End, Event, Failed, Piece, Receipt, Rewind, Stopped, Takeover
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
@@ -19,6 +22,7 @@ from serve_app.chat.turns import Begun, Claim, LoggedPiece, NewTurn, Plan
 from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
 from serve_app.state.connection import connect
 from serve_app.state.conversations import RedisConversations
+from serve_app.state.nodes import RedisNodes
 from serve_app.state.scripts import Scripts
 from serve_app.state.sessions import RedisSessions
 from serve_app.state.turns import RedisTurns
@@ -27,6 +31,7 @@ from tests.support.stack import personalities
 
 FAKE_CLOCK = "local function now_ms() return tonumber(redis.call('GET', 'test:clock')) end"
 """Replaces `_clock.lua`: the time is what a test has written to the key `test:clock`."""
+NO_STATE = ("test:clock", "aurora:barrier")
 NOON = 1_760_000_000_000
 _numbers = itertools.count(1)
 
@@ -47,19 +52,35 @@ class Store:
         self.turns = RedisTurns(scripts)
         self.conversations = RedisConversations(scripts)
         self.sessions = RedisSessions(scripts)
+        self.nodes = RedisNodes(scripts)
 
     async def set_clock(self, ms: int) -> None:
         await self.redis.set("test:clock", ms)
 
 
 @contextlib.asynccontextmanager
-async def store(url: str, *, clock: str | None = None, kind: type[Scripts] = Scripts) -> AsyncIterator[Store]:
+async def store(
+    url: str, *, clock: str | None = None, kind: type[Scripts] = Scripts, replicas: int = 0, patience_s: float = 10.0
+) -> AsyncIterator[Store]:
     """Give the ports over the Redis at `url`."""
-    redis = connect(url)
+    redis = connect(url, replicas=replicas)
     try:
-        yield Store(redis, kind(redis, clock=clock))
+        yield Store(redis, kind(redis, clock=clock, replicas=replicas, patience_s=patience_s))
     finally:
         await redis.aclose()
+
+
+class DiesBefore(Scripts):
+    """The scripts of a process that is gone before it can run a certain one."""
+
+    def __init__(self, name: str, redis: Redis, *, replicas: int, clock: str | None = None) -> None:
+        super().__init__(redis, replicas=replicas, clock=clock)
+        self._never = name
+
+    async def run(self, name: str, *args: Any, **options: Any) -> Any:
+        if name == self._never:
+            raise StoreUnavailable("The process is gone.")
+        return await super().run(name, *args, **options)
 
 
 def new_turn(**asked: Any) -> NewTurn:
@@ -127,6 +148,15 @@ async def open_turn(at: Ports, **asked: Any) -> Open:
     return Open(new.turn_id, new.token, run, begun, new.client_id)
 
 
+async def close_turn(at: Ports, turn: Open, texts: Sequence[str], *, clock: str | None = None) -> End:
+    """Store the end of a turn and die before showing it: it is `closing` then, and the end is on the replicas."""
+    end = ending(turn.turn_id, texts)
+    turns = RedisTurns(DiesBefore("announce", at.redis, replicas=1, clock=clock))
+    with pytest.raises(StoreUnavailable, match="gone"):
+        await turns.finish(turn.turn_id, token=turn.run, end=end, tail=logged(texts), from_seq=1)
+    return end
+
+
 async def fall_due(at: Store, *turn_ids: str) -> None:
     """Let the leases of these turns lapse, while somebody sweeps as usual."""
     await at.turns.sweep(token="tick", batch=0)
@@ -152,7 +182,7 @@ async def lose_after(at: Ports, turn_id: str, *, seq: int, attempt: int, token: 
 def dump(server: RedisProcess, *, scores: bool = True) -> dict[str, Any]:
     """Return every key with its type, its value and how long it lives; without `scores`, no times."""
     with server.client() as client:
-        return {key: _entry(client, key, scores) for key in sorted(client.scan_iter()) if key != "test:clock"}
+        return {key: _entry(client, key, scores) for key in sorted(client.scan_iter()) if key not in NO_STATE}
 
 
 def _entry(client: Any, key: str, scores: bool) -> tuple[str, object, object]:
@@ -164,6 +194,8 @@ def _entry(client: Any, key: str, scores: bool) -> tuple[str, object, object]:
             value = json.loads(value) if scores or not value.isdigit() else "a time"
         case "hash":
             value = client.hgetall(key)
+            if not scores:
+                value = {field: re.sub(r'"at_ms":\d+', '"at_ms":"a time"', text) for field, text in value.items()}
         case "zset":
             value = client.zrange(key, 0, -1, withscores=True) if scores else sorted(client.zrange(key, 0, -1))
         case "stream":

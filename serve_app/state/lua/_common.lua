@@ -4,6 +4,15 @@ local function ms(n) return string.format('%.0f', n) end
 local function log_key(turn_id) return K.turn .. turn_id .. ':log' end
 local function lease(turn_id, now) redis.call('ZADD', K.open, ms(now + LEASE_MS), turn_id) end
 
+-- Whether a turn has not ended: `closing` has its end stored, but nobody may be shown it yet (law 8).
+local function is_open(state) return state == 'open' or state == 'closing' end
+
+-- A write that changes nothing. WAIT waits for what its connection wrote last: with this, what comes again after a lost
+-- reply, or is attached to, is waited for like the first time (law 8).
+local function barrier()
+  if REPLICAS > 0 then redis.call('SET', K.barrier, '1') end
+end
+
 -- Tell every device of a client. `events` are encoded JSON objects.
 local function tell(client_id, events)
   if #events > 0 then

@@ -1,14 +1,18 @@
 -- include: _session.lua
+-- include: _accepted.lua
 -- Keep a user message and open its turn (laws 6, 11).
 -- ARGV 1: a JSON object with the fields of NewTurn, `message` (the stored form) and `options` (a string).
 -- Returns {'begun'|'attached', turn_id, conversation_id, message seq, personality} or {'refused', code, detail}.
--- Idempotent by turn_id: a second call finds its turn and answers the same. Refusals write nothing.
+-- Idempotent by turn_id: a second call finds its turn and answers the same. Refusals write nothing. With replicas, the
+-- caller waits for what was written before it says so to anybody, and the turn stays `untold` until then (law 8).
 local a = cjson.decode(ARGV[1])
 local turn = K.turn .. a.turn_id
 
 local function known(how, turn_id)
   local t = redis.call('HMGET', K.turn .. turn_id, 'conversation_id', 'message_seq', 'personality')
-  if t[1] then return { how, turn_id, t[1], t[2], t[3] } end
+  if not t[1] then return nil end
+  barrier()
+  return { how, turn_id, t[1], t[2], t[3] }
 end
 
 local again = known('begun', a.turn_id)
@@ -44,7 +48,7 @@ end
 
 if id ~= '' then
   local open = redis.call('HGET', K.conversation .. id, 'open_turn')
-  if open and redis.call('HGET', K.turn .. open, 'state') == 'open' then
+  if open and is_open(redis.call('HGET', K.turn .. open, 'state')) then
     return { 'refused', 'turn_in_progress', open }
   end
 end
@@ -73,10 +77,12 @@ if a.idempotency_key ~= '' then
 end
 session.conversations[personality] = id
 keep_session(session, now)
+if REPLICAS > 0 then redis.call('HSET', turn, 'untold', '1') end
 
 if new_session then tell_session(session) end
-redis.call('PUBLISH', K.chat_channel, cjson.encode({ type = 'chat_message', conversation_id = id, client_id = a.client_id,
-  node = a.node, role = 'user', turn_id = a.turn_id, seq = seq, personality = personality, timestamp = a.timestamp }))
-tell(a.client_id, { cjson.encode({ type = 'accepted', turn_id = a.turn_id, conversation_id = id, message_seq = seq,
-  personality = personality, content = a.content, node = a.node }) })
+if REPLICAS == 0 then
+  local events = {}
+  tell_acceptance(acceptance(a.turn_id, a.client_id, id, seq, personality, a), events)
+  tell(a.client_id, events)
+end
 return { 'begun', a.turn_id, id, tostring(seq), personality }

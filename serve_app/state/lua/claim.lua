@@ -1,3 +1,4 @@
+-- include: _accepted.lua
 -- Begin an attempt: exchange the dispatch token for the run's own (laws 3, 5, 7).
 -- ARGV: 1 turn_id, 2 dispatch token, 3 run token, 4 node, 5 how many messages of history, 6 pool, 7 personality's name,
 --       8 its version, 9 replica, 10 the document, or '' in the hope that it is kept already
@@ -7,11 +8,12 @@
 -- The first claim pins pool and personality; later ones get what it pinned.
 local turn_id, key = ARGV[1], K.turn .. ARGV[1]
 local t = redis.call('HMGET', key, 'state', 'token', 'attempt', 'barren', 'client_id', 'conversation_id', 'message_seq',
-  'pool', 'seq', 'deadline', 'options', 'node', 'personality', 'pinned')
+  'pool', 'seq', 'deadline', 'options', 'node', 'personality', 'pinned', 'untold', 'generated_on',
+  'moved')
 if t[1] ~= 'open' then return { 'gone' } end
 local attempt, said, now = tonumber(t[3]), tonumber(t[9]), now_ms()
 local pool, pinned = t[8] or ARGV[6], t[14] or (ARGV[7] .. ':' .. ARGV[8])
-local event
+local event, accepted
 
 if t[2] ~= ARGV[3] then
   if t[2] ~= ARGV[2] then return { 'superseded' } end
@@ -24,14 +26,18 @@ if t[2] ~= ARGV[3] then
   attempt = attempt + 1
   redis.call('HSET', key, 'token', ARGV[3], 'attempt', attempt, 'pool', pool, 'pinned', pinned, 'generated_on', ARGV[4])
   redis.call('HINCRBY', key, 'barren', 1)
+  redis.call('HDEL', key, 'moved')
   if attempt == 1 then
     event = cjson.encode({ type = 'started', turn_id = turn_id, conversation_id = t[6], personality = t[13], node = ARGV[4],
       attempt = 1, replica = ARGV[9] })
   else
     event = cjson.encode({ type = 'takeover', turn_id = turn_id, attempt = attempt, after_seq = said, generated_on = ARGV[4],
-      reason = 'lost', replica = ARGV[9] })
+      reason = t[17] and 'moved' or 'lost', replica = ARGV[9] })
+    redis.call('SET', K.last_takeover, cjson.encode({ at_ms = now, turn_id = turn_id, pool = pool,
+      attempt = attempt, from_node = t[16] or '', to_node = ARGV[4] }))
   end
   redis.call('XADD', log_key(turn_id), said .. '-' .. attempt, 'e', event)
+  accepted = take_untold(t[15], turn_id)
 end
 lease(turn_id, now)
 
@@ -50,5 +56,9 @@ for _, message in ipairs(redis.call('MGET', unpack(names))) do
 end
 out[11] = tostring(count)
 for _, entry in ipairs(entries(turn_id, '1-0')) do out[#out + 1] = entry end
-if event then tell(t[5], { event }) end
+if event then
+  local events = { event }
+  tell_acceptance(accepted, events)
+  tell(t[5], events)
+end
 return out

@@ -5,7 +5,10 @@
 local client_id, now = ARGV[1], now_ms()
 local s, new = touch_session(client_id, ARGV[4], ARGV[5], now, false)
 local current = s.conversations[ARGV[2]]
-if current and redis.call('HGET', K.conversation .. current, 'marker') == ARGV[7] then return current end
+if current and redis.call('HGET', K.conversation .. current, 'marker') == ARGV[7] then
+  barrier()
+  return current
+end
 local id = free_conversation(client_id, ARGV[6])
 keep_conversation(id, client_id, ARGV[2], ARGV[3], ARGV[5], now)
 redis.call('HSET', K.conversation .. id, 'marker', ARGV[7])

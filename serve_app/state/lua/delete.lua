@@ -5,8 +5,11 @@
 local id, key = ARGV[1], K.conversation .. ARGV[1]
 local c = redis.call('HMGET', key, 'owner', 'last_seq', 'open_turn', 'deleted')
 if c[1] ~= ARGV[2] then return { 'none' } end
-if c[4] then return { 'ok' } end
-if c[3] and redis.call('HGET', K.turn .. c[3], 'state') == 'open' then return { 'open', c[3] } end
+if c[4] then
+  barrier()
+  return { 'ok' }
+end
+if c[3] and is_open(redis.call('HGET', K.turn .. c[3], 'state')) then return { 'open', c[3] } end
 local last = tonumber(c[2])
 -- Turns of a conversation end one after another, and a log lives LOG_SECONDS after its turn: the newest first, back to one
 -- that ended longer ago.

@@ -3,6 +3,7 @@
 local key, out = K.client_turns .. ARGV[1], {}
 for _, id in ipairs(redis.call('ZRANGE', key, -100, -1)) do
   local state = redis.call('HGET', K.turn .. id, 'state')
+  if is_open(state) then state = 'open' end
   if state and (state == 'open' or redis.call('EXISTS', log_key(id)) == 1) then
     out[#out + 1] = id
     out[#out + 1] = state
