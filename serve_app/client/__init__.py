@@ -8,11 +8,14 @@ from serve_app.client.assembly import Assembly, Stretch
 from serve_app.client.client import AuroraClient
 from serve_app.client.promises import Broken, BrokenPromise
 from serve_app.client.retry import NobodyAnswers, RequestRefused
+from serve_app.client.seen import Seen
+from serve_app.client.socket import AuroraSocket
 
 __all__ = [
     "Accepted",
     "Assembly",
     "AuroraClient",
+    "AuroraSocket",
     "Broken",
     "BrokenPromise",
     "Done",
@@ -24,6 +27,7 @@ __all__ = [
     "Queued",
     "RequestRefused",
     "Rewind",
+    "Seen",
     "Started",
     "Stopped",
     "Stretch",

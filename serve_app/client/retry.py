@@ -7,6 +7,7 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import httpx
 
@@ -59,9 +60,8 @@ class Away(Exception):
 class Patience:
     """How long to go on trying, and how fast: at once, then ever more slowly, with chance in it."""
 
-    def __init__(self, limit_s: float, nodes: Sequence[str]) -> None:
+    def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
-        self._nodes = nodes
         self.renew()
 
     def renew(self) -> None:
@@ -69,20 +69,44 @@ class Patience:
         self._tries = 0
         self._until = asyncio.get_running_loop().time() + self._limit_s
 
-    async def wait(self, why: str, *, after_s: float = 0.0, turn_id: str = "", aftermath: str = "") -> None:
+    async def wait(self, why: str, nodes: Sequence[str], *, after_s: float = 0.0, turn_id: str = "", aftermath: str = "") -> None:
         """Return when it is time for the next try; `aftermath` says what became of the request otherwise.
+
+        Each of the `nodes` is tried at once; only then is it time to wait.
 
         Raises:
             NobodyAnswers: it is not worth it any more.
         """
-        doublings = self._tries - len(self._nodes)
+        doublings = self._tries - len(nodes)
         pause = 0.0 if doublings < 0 else min(LONGEST_PAUSE_S, 0.1 * 2 ** min(doublings, 8)) * random.uniform(0.5, 1.0)
         pause = max(pause, after_s)
         self._tries += 1
         if asyncio.get_running_loop().time() + pause > self._until:
             what = f"Is Aurora up there? `aurora-cli status` shows it, `aurora-cli up` starts it. {aftermath}".rstrip()
-            raise NobodyAnswers(self._nodes, why, what, turn_id=turn_id)
+            raise NobodyAnswers(nodes, why, what, turn_id=turn_id)
         await asyncio.sleep(pause)
+
+
+def reason(error: Exception) -> str:
+    """Return in a few words why a node did not answer."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return "no connection"
+    return str(error) or type(error).__name__
+
+
+def refusal_of(body: Any) -> RequestRefused:
+    """Return the refusal that an error of Aurora's shape says.
+
+    Raises:
+        KeyError, TypeError, AttributeError: it has not that shape.
+    """
+    error = body["error"]
+    return RequestRefused(error["code"], error["message"], bool(error["retryable"]), turn_id=error.get("turn_id") or "")
+
+
+def is_final(refused: RequestRefused) -> bool:
+    """Say whether trying again changes nothing, or is for a person to decide."""
+    return not refused.retryable or refused.code in _WAIT_FOR_A_PERSON
 
 
 def check(response: httpx.Response) -> None:
@@ -95,11 +119,10 @@ def check(response: httpx.Response) -> None:
     if response.is_success:
         return
     try:
-        error = json.loads(response.content)["error"]
-        refused = RequestRefused(error["code"], error["message"], bool(error["retryable"]), turn_id=error.get("turn_id") or "")
+        refused = refusal_of(json.loads(response.content))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Away(f"HTTP {response.status_code} from something that is not Aurora, or not yet") from None
-    if not refused.retryable or refused.code in _WAIT_FOR_A_PERSON:
+    if is_final(refused):
         raise refused
     after = response.headers.get("Retry-After", "")
     raise Away(f"{refused.code}: {refused.message}", after_s=min(float(after), 5.0) if after.isdigit() else 0.0)

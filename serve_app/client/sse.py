@@ -36,16 +36,26 @@ async def read_events(chunks: AsyncIterable[bytes]) -> AsyncGenerator[Event | No
             elif line.startswith(b"data:"):
                 data += line[5:]
             elif not line and data:
-                event, data = _parse(data), b""
+                event, data = _decoded(data), b""
                 yield event
 
 
-def _parse(data: bytes) -> Event | None:
+def event_of(data: object) -> Event | None:
+    """Return the event that a decoded JSON object describes; None if it is of a kind that is not known yet.
+
+    Raises:
+        BadStream: it is none.
+    """
     try:
-        return parse_event(json.loads(data))
+        return parse_event(data)
     except ValidationError as error:
         if any(problem["type"] == "union_tag_invalid" for problem in error.errors()):
             return None  # a newer server knows more events; those that make up the text never change
         raise BadStream("an event without its fields") from None
+
+
+def _decoded(data: bytes) -> Event | None:
+    try:
+        return event_of(json.loads(data))
     except ValueError:
         raise BadStream("an event that is not JSON") from None
