@@ -2,36 +2,36 @@
 
 import importlib.metadata
 import json
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
+from cluster import cluster_file, cluster_status, redis_server, run_record, serve_config
 from cluster import logs as log_files
-from cluster import redis_server, run_record, serve_config
+from cluster.balancer.cli import app as lb
 from cluster.chat_terminal import chat
 from cluster.down import stop
 from cluster.failures import LifecycleError
+from cluster.lab.cli import app as lab
+from cluster.node.cli import CLUSTER
+from cluster.node.cli import app as node
 from cluster.progress import Progress
 from cluster.run_record import RunRecord
+from cluster.serve_api import ServeApi
 from cluster.settings import PROJECT_ROOT, Settings
-from cluster.status import Component
 from cluster.status import components as current_components
-from cluster.up import bring_up
+from cluster.status import is_a_node
+from cluster.status_lines import show_cluster, show_table
+from cluster.terminal import err, out, signals_as_interrupt, told_plainly
+from cluster.up import bring_up, serve_api
 from cluster.up import deploy as deploy_to
 
 app = typer.Typer(help="Run Aurora on this machine, and see how it is.", no_args_is_help=True, add_completion=False)
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(highlight=False, soft_wrap=True, stderr=True)
-
 LOCAL = PROJECT_ROOT / "configs" / "local.yaml"
-_COLOURS = {"running": "green", "healthy": "green", "down": "red", "failing": "red"}
 
 
 @app.command()
@@ -42,9 +42,9 @@ def up(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until a message has been answered.")] = True,
 ) -> None:
     """Start Redis, Ray and the chat on this machine. Changes nothing when they run already."""
-    with _told_plainly():
+    with told_plainly():
         settings = _settings(host=host, port=port)
-        with _signals_as_interrupt(), run_record.lock(settings.home, on_wait=_say_waiting):
+        with signals_as_interrupt(), run_record.lock(settings.home, on_wait=_say_waiting):
             record, started = bring_up(settings, config, wait=wait, progress=Progress(out))
         if started and not wait:
             out.print("Aurora is starting: [bold]aurora-cli status[/bold] shows how far it is.")
@@ -58,7 +58,7 @@ def up(
 @app.command()
 def down() -> None:
     """Stop all that `up` started, and nothing else. The conversations stay."""
-    with _told_plainly():
+    with told_plainly():
         settings = _settings()
         with run_record.lock(settings.home, on_wait=_say_waiting):
             stopped = stop(settings)
@@ -66,14 +66,25 @@ def down() -> None:
 
 
 @app.command()
-def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Show every component, a line each."""
-    with _told_plainly():
-        found = current_components(_settings())
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Show the cluster of this file; by itself on a machine that is a node.")
+    ] = None,
+) -> None:
+    """Show every component, a line each: of this machine, or of the whole cluster."""
+    with told_plainly():
+        settings = _settings()
+        if cluster is None and is_a_node(settings):
+            cluster = CLUSTER
+        if cluster is not None:
+            show_cluster(cluster_status.look(cluster_file.load(cluster)), as_json=as_json)
+            return
+        found = current_components(settings)
         if as_json:
             print(json.dumps([component.model_dump() for component in found], indent=2))
         elif found:
-            _show_table(found)
+            show_table(found)
         else:
             out.print("Aurora is not up here: start it with make up (or aurora-cli up).")
         if not found:
@@ -87,7 +98,7 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many lines of each file.")] = 100,
 ) -> None:
     """Show the logs of a component, of the current run or else of the last."""
-    with _told_plainly():
+    with told_plainly():
         settings = _settings()
         found = log_files.files(settings, component)
         if not found and not follow:
@@ -104,21 +115,35 @@ def logs(
 
 @app.command()
 def deploy(
-    file: Annotated[Path, typer.Argument(help="The Serve configuration to run.")] = LOCAL,
+    file: Annotated[
+        Path | None, typer.Argument(help="The Serve configuration to run; else configs/local.yaml, or the cluster's.")
+    ] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print what Serve would be told, fit for `serve deploy`.")] = False,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Hand it to the cluster of this file; by itself on a machine that is a node.")
+    ] = None,
 ) -> None:
-    """Hand a changed configuration, or changed personalities, to the Aurora that runs here."""
-    with _told_plainly():
+    """Hand a configuration, or changed personalities, to the Aurora that runs here, or to the cluster."""
+    with told_plainly():
         settings = _settings()
-        record = run_record.load(settings.home)
-        host, port = (record.host, record.port) if record else (settings.host, settings.port)
-        rendered = serve_config.render(file, host=host, port=port)
+        if cluster is None and is_a_node(settings):
+            cluster = CLUSTER
+        api: ServeApi | None
+        if cluster is not None:
+            described = cluster_file.load(cluster)
+            ours, host, port = described.serve_config, "0.0.0.0", described.port
+            api = ServeApi(described.dashboard_url, described.dashboard_headers)
+        else:
+            record = run_record.load(settings.home)
+            ours, host, port = LOCAL, *((record.host, record.port) if record else (settings.host, settings.port))
+            api = serve_api(record) if record and record.processes_alive else None
+        rendered = serve_config.render(file or ours, host=host, port=port)
         if only_print:
             print(serve_config.as_yaml(rendered), end="")
-            return
-        if record is None or not record.processes_alive:
+        elif api is None:
             raise LifecycleError("Aurora is not up here: start it with aurora-cli up.")
-        deploy_to(record, rendered, Progress(out))
+        else:
+            deploy_to(api, rendered, Progress(out))
 
 
 @app.command()
@@ -129,6 +154,9 @@ def version() -> None:
 
 
 app.command()(chat)
+app.add_typer(node, name="node")
+app.add_typer(lab, name="lab")
+app.add_typer(lb, name="lb")
 
 
 def _settings(*, host: str | None = None, port: int | None = None) -> Settings:
@@ -138,43 +166,6 @@ def _settings(*, host: str | None = None, port: int | None = None) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         raise LifecycleError(f"AURORA_{str(first['loc'][0]).upper()}: {first['msg']}.") from error
-
-
-@contextmanager
-def _told_plainly() -> Iterator[None]:
-    """Turn what a person can act on into one line and exit code 1."""
-    try:
-        yield
-    except LifecycleError as error:
-        logs_note = f" Logs: {error.logs}" if error.logs else ""
-        _fail(f"{error}{logs_note}")
-    except KeyboardInterrupt:
-        err.print("Interrupted.")
-        raise typer.Exit(130) from None
-
-
-def _fail(message: str) -> NoReturn:
-    err.print("[bold red]✗[/bold red]", end=" ")
-    err.print(message, markup=False)
-    raise typer.Exit(1)
-
-
-@contextmanager
-def _signals_as_interrupt() -> Iterator[None]:
-    """Let a closed terminal and a polite kill end `up` as Ctrl-C does: by stopping what it started."""
-
-    def interrupt(number: int, _frame: object) -> NoReturn:
-        # What is being stopped is stopped to the end.
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say_waiting() -> None:
@@ -204,14 +195,3 @@ def _show_addresses(record: RunRecord) -> None:
             f"then {record.dashboard_url} with the token in {record.token_file}",
             markup=False,
         )
-
-
-def _show_table(components: list[Component]) -> None:
-    widths = [
-        max(len(value) for value in column) for column in zip(*((c.name, c.state, c.where) for c in components), strict=True)
-    ]
-    for component in components:
-        colour = _COLOURS.get(component.state, "yellow")
-        name, where = component.name.ljust(widths[0]), component.where.ljust(widths[2])
-        out.print(f"{name}  [{colour}]{component.state.ljust(widths[1])}[/{colour}]  ", end="")
-        out.print(f"{where}  {component.note}".rstrip(), markup=False)

@@ -36,7 +36,7 @@ def stop(settings: Settings) -> list[str]:
         redis_server.shut_down(redis, record.redis_url)
         stopped.append("Redis")
     _end_all(lambda: belonging_to(settings.home, sessions))
-    _keep_logs(settings)
+    keep_logs(settings)
     run_record.forget(settings.home)
     return stopped
 
@@ -54,8 +54,8 @@ def _end_all(processes: Callable[[], list[psutil.Process]]) -> None:
         raise LifecycleError(f"These processes of Aurora's do not end, not even by SIGKILL: {numbers}.")
 
 
-def _keep_logs(settings: Settings) -> None:
-    """Move the logs of Ray and Serve out of Ray's folder, and remove that."""
+def keep_logs(settings: Settings) -> None:
+    """Move the logs of Ray and Serve out of Ray's folder to `ray-last` among ours, and remove that folder."""
     logs = settings.ray_folder / "session_latest" / "logs"
     if logs.is_dir():
         kept = settings.logs / "ray-last"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.failures import LifecycleError
-from cluster.ray_head import HAPROXY
+from cluster.ray_environment import HAPROXY
 from cluster.settings import Settings
 
 # Patterns below the folder of Serve's logs (serve/) or of the process logs (home/).

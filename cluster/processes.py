@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from cluster.settings import owner_of
+
 MARK = "AURORA_HOME_MARK"
 
 _VARIABLE = re.compile(rb"[A-Za-z_]\w*=")
@@ -53,17 +55,17 @@ def find(pid: int, started: float) -> psutil.Process | None:
 
 
 def belonging_to(home: Path, sessions: Iterable[int] = ()) -> list[psutil.Process]:
-    """Return the living processes of this user that belong to the Aurora in `home`.
+    """Return the living processes of this user, or of the one who owns `home`, that belong to the Aurora in there.
 
     `sessions` are the numbers of processes that we started, each of which leads a session.
     """
     mark = f"{MARK}={mark_of(home, '')}".encode()
-    us = _ourselves()
+    us, users = _ourselves(), {os.getuid(), owner_of(home)}
     marked, overwritten = set(), []
     for process in psutil.process_iter():
         if process.pid in us:
             continue
-        environment = _environment(process)
+        environment = _environment(process, users)
         if environment is None:
             continue
         if any(entry.startswith(mark) for entry in environment):
@@ -120,10 +122,10 @@ def _ourselves() -> set[int]:
     return {process.pid, *(parent.pid for parent in process.parents())}
 
 
-def _environment(process: psutil.Process) -> list[bytes] | None:
-    """Return what lies where a process of this user was given its environment, or None for the processes of others."""
+def _environment(process: psutil.Process, users: set[int]) -> list[bytes] | None:
+    """Return what lies where a process of these users was given its environment, or None for the processes of others."""
     try:
-        if process.uids().real != os.getuid():
+        if process.uids().real not in users:
             return None
         return Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
     except (psutil.Error, OSError):

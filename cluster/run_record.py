@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from cluster.failures import LifecycleError
 from cluster.processes import find
 from cluster.settings import reachable
 
@@ -82,9 +83,15 @@ class RunRecord(BaseModel):
 
 
 def load(home: Path) -> RunRecord | None:
-    """Return the record of the current run, or None; a damaged one counts as none (what runs is found by its mark)."""
+    """Return the record of the current run, or None; a damaged one counts as none (what runs is found by its mark).
+
+    Raises:
+        LifecycleError: it is another user's.
+    """
     try:
         return RunRecord.model_validate_json((home / "run.json").read_text())
+    except PermissionError as error:
+        raise LifecycleError(f"The Aurora in {home} is another user's: become that user, or root (sudo aurora-cli …).") from error
     except (FileNotFoundError, ValidationError):
         return None
 

@@ -18,6 +18,14 @@ class ServeApi:
         self._address = address
         self._headers = {"Accept": "application/json", **headers}
 
+    def answers(self) -> bool:
+        """Tell whether Ray's dashboard, and with it this API, can be asked."""
+        try:
+            with self._client(timeout=5.0) as client:
+                return client.get("/api/version").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
     def deploy(self, config: dict[str, Any]) -> None:
         """Make Serve run exactly `config`: applications that it does not name are removed.
 
@@ -28,9 +36,9 @@ class ServeApi:
         if response.status_code != httpx.codes.OK:
             raise LifecycleError(f"Serve refuses the configuration: {_last_line(response.text)}")
 
-    def details(self) -> dict[str, Any]:
+    def details(self, *, timeout: float = 10.0) -> dict[str, Any]:
         """Return what Serve says of itself: applications, deployments, replicas, proxies."""
-        response = self._call("GET", timeout=10.0)
+        response = self._call("GET", timeout=timeout)
         if response.status_code != httpx.codes.OK:
             raise LifecycleError(f"Serve answers with {response.status_code}: {_last_line(response.text)}")
         details: dict[str, Any] = response.json()
@@ -63,12 +71,15 @@ class ServeApi:
 
     def _call(self, method: str, *, timeout: float, json: dict[str, Any] | None = None) -> httpx.Response:
         try:
-            with httpx.Client(base_url=self._address, headers=self._headers, timeout=timeout, trust_env=False) as client:
+            with self._client(timeout=timeout) as client:
                 return client.request(method, _PATH, json=json)
         except httpx.TransportError as error:
             raise LifecycleError(
                 f"Ray's dashboard at {self._address} does not answer: {error or type(error).__name__}"
             ) from error
+
+    def _client(self, *, timeout: float) -> httpx.Client:
+        return httpx.Client(base_url=self._address, headers=self._headers, timeout=timeout, trust_env=False)
 
 
 def running_replicas(deployment: Mapping[str, Any]) -> tuple[int, int]:

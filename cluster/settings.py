@@ -66,8 +66,13 @@ class Settings(BaseSettings):
         Short, because Serve puts the sockets of HAProxy below a folder with a name of 56 characters inside it, and HAProxy
         takes no path of more than 97.
         """
-        digest = hashlib.sha256(f"{os.getuid()}:{self.home}".encode()).hexdigest()[:8]
+        digest = hashlib.sha256(f"{owner_of(self.home)}:{self.home}".encode()).hexdigest()[:8]
         return Path("/tmp") / f"aurora-{digest}"
+
+
+def owner_of(home: Path) -> int:
+    """Return the number of the user whose Aurora lives in `home`: another than ours where root looks at a node's."""
+    return home.stat().st_uid if home.exists() else os.getuid()
 
 
 def reachable(host: str) -> str:

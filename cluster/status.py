@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from cluster import redis_server, run_record
 from cluster.failures import LifecycleError
+from cluster.processes import belonging_to
 from cluster.run_record import RunRecord
 from cluster.serve_api import running_replicas
 from cluster.settings import Settings
@@ -28,6 +29,11 @@ def components(settings: Settings) -> list[Component]:
     if record is None or not (record.processes_alive or _any_alive(record)):
         return []
     return [_chat(record), _redis(record), *_ray(record)]
+
+
+def is_a_node(settings: Settings) -> bool:
+    """Tell whether this machine runs a node of a cluster (`aurora-cli node start`), and no Aurora of its own."""
+    return run_record.load(settings.home) is None and bool(belonging_to(settings.home))
 
 
 def _any_alive(record: RunRecord) -> bool:

@@ -79,9 +79,8 @@ def serve_api(record: RunRecord) -> ServeApi:
     return ServeApi(record.dashboard_url, record.dashboard_headers)
 
 
-def deploy(record: RunRecord, rendered: dict[str, object], progress: Progress) -> None:
+def deploy(api: ServeApi, rendered: dict[str, object], progress: Progress) -> None:
     """Make a running Serve run `rendered`, and wait until it does."""
-    api = serve_api(record)
     with progress.step("Hand the configuration to Serve"):
         api.deploy(rendered)
     _wait(api, rendered, progress)

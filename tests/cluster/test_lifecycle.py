@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -98,6 +99,31 @@ def test_status_has_a_line_for_the_chat_backend_and_for_every_deployment(running
     assert {"redis", "ray", "chat/Ingress", "chat/PersonalityRouter", "scripted/Inference"} <= lines.keys()
     as_json = json.loads(running.run("status", "--json").stdout)
     assert [component["name"] for component in as_json] == list(lines)
+
+
+def test_a_turn_shows_in_the_metrics_that_prometheus_is_told_of(running: Home) -> None:
+    chat(running, "Count me")
+    (found,) = httpx.get(f"{running.record.dashboard_url}/api/prometheus/sd", timeout=10).json()
+    address = f"127.0.0.1:{running.record.ports['metrics_export']}"
+    assert address in found["targets"]
+    labels = ("node", "aurora"), ("outcome", "done"), ("personality", "robbie"), ("pool", "scripted")
+    wanted = "".join(f'(?=.*{name}="{value}")' for name, value in labels)
+    counted = re.compile(rf"^ray_aurora_turns_total\{{{wanted}.*\}} (\S+)$", re.M)
+
+    def turns() -> float:
+        text = httpx.get(f"http://{address}/metrics", timeout=10).text
+        return sum(float(count) for count in counted.findall(text)) if "ray_aurora_first_piece_seconds_bucket" in text else 0
+
+    eventually(lambda: turns() >= 1, within=40)  # Ray hands values on every 10 s
+
+
+def test_grafana_finds_auroras_dashboard_beside_rays(running: Home) -> None:
+    grafana = running.settings.ray_folder / "session_latest" / "metrics" / "grafana"
+    provisioning = grafana / "provisioning" / "dashboards" / "default.yml"
+    eventually(provisioning.exists, within=20)
+    (provider,) = yaml.safe_load(provisioning.read_text())["providers"]
+    folder = Path(provider["options"]["path"])
+    eventually(lambda: {"aurora.json", "serve_grafana_dashboard.json"} <= {file.name for file in folder.iterdir()}, within=20)
 
 
 def test_logs_of_a_component_are_shown_and_an_unknown_one_is_answered_with_those_there_are(running: Home) -> None:

@@ -1,8 +1,7 @@
-"""Small judgements about this machine: versions, ports, addresses, the record, HAProxy's file, the ends of logs."""
+"""Small judgements about this machine: versions, ports, addresses, the record, the ends of logs."""
 
 import os
 import socket
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,12 +11,10 @@ from pydantic import ValidationError
 from cluster import logs, run_record
 from cluster.failures import LifecycleError
 from cluster.ports import InternalPorts, holder, is_free, replica_window
-from cluster.ray_head import HAPROXY
+from cluster.ray_environment import HAPROXY
 from cluster.redis_server import parse_version, without_password
 from cluster.run_record import RunRecord, Started
-from cluster.settings import PROJECT_ROOT, Settings
-
-WRAPPER = PROJECT_ROOT / "cluster" / "haproxy_loopback.sh"
+from cluster.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -104,33 +101,15 @@ def test_a_record_comes_back_as_it_was_written_and_only_its_owner_may_read_it(tm
     run_record.forget(tmp_path)
 
 
-def run_wrapper(folder: Path, content: str) -> tuple[str, str]:
-    """Start the wrapper on a file with that content, with `echo` for HAProxy; return the file then, and HAProxy's arguments."""
-    file = folder / "haproxy.cfg"
-    file.write_text(content)
-    env = {
-        "PATH": os.environ["PATH"],
-        "AURORA_HAPROXY_BINARY": "/bin/echo",
-        "RAY_SERVE_HAPROXY_STATS_PORT": "8404",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": "9101",
-    }
-    command = [str(WRAPPER), "-db", "-f", str(file), "-sf", "7"]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=10)
-    return file.read_text(), result.stdout
-
-
-def test_haproxy_shows_its_statistics_to_this_machine_only_and_all_else_stays(tmp_path: Path) -> None:
-    before = "listen stats\n  bind *:8404\nfrontend p\n    bind :9101\nfrontend h\n    bind *:8000\n    bind 0.0.0.0:8001\n"
-    after, arguments = run_wrapper(tmp_path, before)
-    assert after == before.replace("*:8404", "127.0.0.1:8404").replace(" :9101", " 127.0.0.1:9101")
-    assert arguments == f"-db -f {tmp_path}/haproxy.cfg -sf 7\n"
-
-
-def test_a_file_that_looks_otherwise_starts_haproxy_unchanged(tmp_path: Path) -> None:
-    before = "frontend p\n    bind :9101 ssl crt x\n    bind unix@/x\n"
-    after, arguments = run_wrapper(tmp_path, before)
-    assert after == before
-    assert arguments
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else for a moment")
+def test_a_record_of_another_user_is_refused_in_a_line_that_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch(mode=0o600)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(LifecycleError, match=r"is another user's: become that user, or root \(sudo"):
+            run_record.load(tmp_path)
+    finally:
+        os.seteuid(0)
 
 
 def test_the_last_lines_of_a_log_are_shown_the_youngest_file_last(tmp_path: Path) -> None:

@@ -103,3 +103,13 @@ def test_a_later_process_with_the_same_number_is_not_taken_for_the_first(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert find(process.pid, at) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees, and can be, other users")
+def test_root_finds_what_the_owner_of_a_home_runs(tmp_path: Path) -> None:
+    nobody = 65534
+    os.chown(tmp_path, nobody, nobody)
+    environment = {MARK: mark_of(tmp_path, "run"), "PATH": os.environ["PATH"]}
+    with subprocess.Popen(["sleep", "60"], user=nobody, env=environment) as process:
+        assert [found.pid for found in belonging_to(tmp_path)] == [process.pid]
+        process.kill()

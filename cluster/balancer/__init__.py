@@ -1,0 +1,1 @@
+"""Configurations of load balancers in front of all nodes: printed, not run."""

@@ -1,0 +1,105 @@
+"""What the nodes of a cluster must have alike: told by the head, asked for by those that join.
+
+It lies in Ray's control Redis, as that is there before Ray is, and known to every node.
+"""
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+
+from cluster.cluster_file import ClusterFile
+from cluster.failures import LifecycleError
+
+_PATIENCE_S = 120
+
+T = TypeVar("T")
+
+
+def settings(cluster: ClusterFile) -> dict[str, str]:
+    """Return what this node would have in common with the others: settings and versions, by the names that a person knows."""
+    return cluster.agreed() | {
+        "the version of Python": platform.python_version(),
+        "the version of Ray": importlib.metadata.version("ray"),
+        "the version of Aurora": importlib.metadata.version("aurora"),
+    }
+
+
+def publish(cluster: ClusterFile, *, say: Callable[[str], None]) -> None:
+    """Say, as the head, what the nodes must have alike; waits for the control Redis.
+
+    Raises:
+        LifecycleError: no Redis answers there.
+    """
+    with control_redis(cluster, say=say) as client:
+        pipeline = client.pipeline(transaction=True)
+        pipeline.delete(key(cluster))
+        pipeline.hset(key(cluster), mapping=settings(cluster))
+        pipeline.execute()
+
+
+def check(cluster: ClusterFile, *, say: Callable[[str], None]) -> None:
+    """Compare this node with what the head said; waits for the control Redis and for a head that has never been there.
+
+    Raises:
+        LifecycleError: something differs: says what, here and there; or nobody answers.
+    """
+    with control_redis(cluster, say=say) as client:
+        head = _patiently(
+            lambda: client.hgetall(key(cluster)),
+            waiting=f"Waiting for the head, {cluster.head} at {cluster.head_address} …",
+            failure=f"The head, {cluster.head} at {cluster.head_address}, has never started: run aurora-cli node start there.",
+            say=say,
+        )
+    ours = settings(cluster)
+    differing = [
+        f"{name}: {ours.get(name, 'nothing')} here, {head.get(name, 'nothing')} there"
+        for name in sorted(ours.keys() | head.keys())
+        if ours.get(name) != head.get(name)
+    ]
+    if differing:
+        raise LifecycleError(f"This node differs from its head, {cluster.head}: {'; '.join(differing)}. Make them alike.")
+
+
+def key(cluster: ClusterFile) -> str:
+    """Return the key in the control Redis of what the head said; others of the same cluster begin with it."""
+    return f"aurora:cluster:{cluster.name}"
+
+
+def control_redis(cluster: ClusterFile, *, say: Callable[[str], None]) -> "redis.Redis":
+    """Return a client of Ray's control Redis, which has answered; to be closed.
+
+    Raises:
+        LifecycleError: it does not answer for two minutes.
+    """
+    host, _, port = cluster.control_redis.rpartition(":")
+    client = redis.Redis(host=host, port=int(port), socket_timeout=2, socket_connect_timeout=2, decode_responses=True)
+    where = f"Ray's control Redis at {cluster.control_redis}"
+    _patiently(
+        client.ping,
+        waiting=f"Waiting for {where} …",
+        failure=f"{where} does not answer: start it, or correct ray.redis in the cluster file.",
+        say=say,
+    )
+    return client
+
+
+def _patiently(ask: Callable[[], T], *, waiting: str, failure: str, say: Callable[[str], None]) -> T:
+    deadline, said = time.monotonic() + _PATIENCE_S, False
+    while True:
+        try:
+            if answer := ask():
+                return answer
+        except redis.AuthenticationError as error:
+            raise LifecycleError(f"{failure} ({error})") from error
+        except redis.RedisError:
+            pass
+        if time.monotonic() > deadline:
+            raise LifecycleError(failure)
+        if not said:
+            say(waiting)
+            said = True
+        time.sleep(0.2)

@@ -1,0 +1,136 @@
+"""Starting this machine as a node: the checks, then Ray in the foreground, for a service manager to watch."""
+
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+
+from cluster.cluster_file import ClusterFile, NodeSpec
+from cluster.down import keep_logs
+from cluster.failures import LifecycleError
+from cluster.node import agreement, first_deploy
+from cluster.node.drain import lift
+from cluster.node.environment import environment, start_options
+from cluster.processes import MARK, belonging_to, end, mark_of
+from cluster.ray_environment import prepare_folder
+from cluster.settings import PROJECT_ROOT, Settings
+
+_PATIENCE_S = 120
+
+
+def this_node(cluster: ClusterFile, name: str | None) -> tuple[str, NodeSpec]:
+    """Return which of the cluster's nodes this machine is: the one named, else the one whose address is of this machine.
+
+    Raises:
+        LifecycleError: none is.
+    """
+    if name is not None:
+        if name not in cluster.nodes:
+            raise LifecycleError(f"There is no node {name!r} in the cluster file; there are: {', '.join(cluster.nodes)}.")
+        return name, cluster.nodes[name]
+    if (found := _found(cluster)) is None:
+        raise LifecycleError("No node of the cluster file has an address of this machine: correct the file, or say --name.")
+    return found, cluster.nodes[found]
+
+
+def is_named(cluster: ClusterFile, name: str | None) -> bool:
+    """Tell whether the cluster file names this machine, by its name if one is given, else by its address."""
+    return name in cluster.nodes if name is not None else _found(cluster) is not None
+
+
+def _found(cluster: ClusterFile) -> str | None:
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return next((name for name, node in cluster.nodes.items() if node.address in own), None)
+
+
+def newcomer(cluster: ClusterFile, name: str | None, labels: dict[str, str]) -> tuple[str, NodeSpec]:
+    """Return this machine as a node that the cluster file does not name: it may join all the same."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((cluster.head_address, cluster.ray.gcs_port))  # sends nothing; asks the routing table
+        except OSError as error:
+            raise LifecycleError(f"No way leads to the head at {cluster.head_address}: {error.strerror}.") from error
+        address = str(probe.getsockname()[0])
+    return name or socket.gethostname(), NodeSpec.model_validate({"address": address, "labels": labels})
+
+
+def run(
+    settings: Settings,
+    cluster: ClusterFile,
+    name: str,
+    node: NodeSpec,
+    *,
+    config: Path,
+    deploy: Path,
+    is_head: bool,
+    autoscaling: Path | None = None,
+    say: Callable[[str], None],
+) -> NoReturn:
+    """Become Ray on this node: this process turns into it, and ends when it ends.
+
+    `config` is the file of `cluster`; a head has Serve run `deploy`, where nothing was ever deployed. `autoscaling` is the file
+    with which Ray's cluster launcher lets a head start the other nodes.
+
+    Raises:
+        LifecycleError: something is missing, or differs from the head: says what.
+    """
+    say(f"Node {name} ({node.address}) of cluster {cluster.name}, {'its head' if is_head else f'head {cluster.head}'}.")
+    token = cluster.token  # says what is wrong with it before anything is touched
+    if token and cluster.ray.token_file and cluster.ray.token_file.stat().st_mode & 0o077:
+        raise LifecycleError(f"{cluster.ray.token_file} can be read by others: chmod 600 it.")
+    if any(_is_main(process) for process in belonging_to(settings.home)):
+        raise LifecycleError("A node of Aurora runs here already: aurora-cli status; aurora-cli node stop.")
+    if is_head:
+        agreement.publish(cluster, say=say)
+    else:
+        agreement.check(cluster, say=say)
+        _wait_for_head(cluster, say)
+    if end(lambda: belonging_to(settings.home), patience=5):
+        raise LifecycleError("What an earlier start left behind does not end: restart the machine.")
+    lift(cluster.redis_url, name, say=say)
+    keep_logs(settings)
+    folder = settings.ray_folder
+    prepare_folder(folder)
+    mark = {MARK: mark_of(settings.home, secrets.token_hex(6))}
+    env = environment(cluster, name, node, folder=folder, mark=mark, is_head=is_head)
+    ray = str(Path(sys.executable).parent / "ray")
+    say("Starting Ray …")
+    os.chdir(PROJECT_ROOT)
+    if is_head and first_deploy.is_due(cluster, say=say):
+        first_deploy.start(config, deploy, env=env, folder=PROJECT_ROOT)
+    options = start_options(cluster, name, node, folder=folder, is_head=is_head)
+    if autoscaling is not None:
+        options.append(f"--autoscaling-config={autoscaling}")
+    os.execve(ray, [ray, "start", *options], env)
+
+
+def _is_main(process: psutil.Process) -> bool:
+    """Tell whether a process is what `run` turned into: it is there as long as the node runs."""
+    try:
+        command = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    return "--block" in command and any(Path(part).name == "ray" for part in command[:2])
+
+
+def _wait_for_head(cluster: ClusterFile, say: Callable[[str], None]) -> None:
+    deadline, said = time.monotonic() + _PATIENCE_S, False
+    where = f"{cluster.head_address}:{cluster.ray.gcs_port}"
+    while True:
+        try:
+            socket.create_connection((cluster.head_address, cluster.ray.gcs_port), timeout=1).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise LifecycleError(f"The head does not answer at {where}: is {cluster.head} up?") from None
+            if not said:
+                say(f"Waiting for Ray's head at {where} …")
+                said = True
+            time.sleep(0.2)
+        else:
+            return
