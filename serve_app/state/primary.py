@@ -79,7 +79,7 @@ class Primary:
         """Warn where the server's settings promise less than Aurora does."""
         try:
             settings = {name: await self._setting(connection, name) for name in ("min-replicas-to-write", "maxmemory-policy")}
-        except ResponseError as refused:
+        except (ResponseError, LookupError) as refused:
             log.info("Redis does not show its settings (%s); docs/durability.md says what they must be.", refused)
             return
         if int(settings["min-replicas-to-write"]) < self._replicas:

@@ -42,8 +42,8 @@ waited for: {pieces} came.
 """
 
 KILLED = """Ten messages at a time, and with one of their answers of 200 the primary is killed, {kills} times. {before} answers
-had come before their kill, half of them at most {median} ms before it, the oldest {oldest} ms. The next answer of 200 came {again} s
-after the kill (median; longest {longest} s).
+had come before their kill, half of them at most {median} ms before it, the oldest {oldest} ms. The next answer of 200 came
+{again} s after the kill (median; longest {longest} s).
 """
 
 RUNNING = """## Running them
