@@ -112,7 +112,8 @@ def drain(
         with Progress(out).step(f"{name} is leaving") as detail:
             node_drain.wait(leaving, name, timeout_s=left_s, tell=detail)
         if then_stop:
-            stop_node(Settings())
+            if not stop_node(Settings()):
+                raise LifecycleError(f"{name} has nothing in hand any more, but no node runs here: is AURORA_HOME that of the node?")
             print(f"{name} is stopped.")
         else:
             print(f"{name} has nothing in hand any more: it is safe to stop (on {name}: aurora-cli node stop).")

@@ -15,6 +15,9 @@ class InFlight:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything on."""
+        if scope["type"] == "lifespan":  # the one call that lasts as long as the replica
+            await self._app(scope, receive, send)
+            return
         self._service.in_flight += 1
         try:
             await self._app(scope, receive, send)

@@ -188,7 +188,7 @@ def test_down_says_so_when_nothing_runs(home: Home) -> None:
     assert home.run("status").returncode == 1
 
 
-def test_what_a_killed_run_left_behind_is_cleaned_up_and_all_starts_anew(home: Home) -> None:
+def test_what_a_killed_run_left_is_cleaned_up_by_the_next_and_down_finds_that_one_even_without_its_record(home: Home) -> None:
     home.up()
     before, conversation = pids(home), chat(home, "Remember this.")["conversation_id"]
     assert home.record.ray is not None
@@ -196,10 +196,6 @@ def test_what_a_killed_run_left_behind_is_cleaned_up_and_all_starts_anew(home: H
     home.up()
     assert not pids(home) & before
     assert "Remember this." in said(home, conversation)
-
-
-def test_down_finds_what_runs_even_without_its_record(home: Home) -> None:
-    home.up()
     (home.settings.home / "run.json").unlink()
     assert home.run("down").returncode == 0
     assert_nothing_runs(home)
@@ -238,10 +234,14 @@ def test_an_application_that_fails_is_named_and_nothing_keeps_running(home: Home
     assert_nothing_runs(home)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_up_stops_what_it_had_started(home: Home, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "started"),
+    [(signal.SIGINT, "raylet"), (signal.SIGTERM, "redis-server"), (signal.SIGHUP, "redis-server")],
+    ids=["SIGINT once Ray is there", "SIGTERM before", "SIGHUP before"],
+)
+def test_an_interrupted_up_stops_what_it_had_started(home: Home, number: signal.Signals, started: str) -> None:
     process = home.start("up")
-    eventually(lambda: any("raylet" in one.name() for one in home.processes()), within=60)
+    eventually(lambda: any(started in one.name() for one in home.processes()), within=60)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from cluster.cli import app as cli
 from cluster.failures import LifecycleError
 from cluster.node import drain as command
 from cluster.node.drain import Drain
+from serve_app.api.in_flight import InFlight
 from serve_app.chat.drain import GOODBYE_SPREAD_S
 from serve_app.chat.events import Done, Event, Started, Takeover
 from serve_app.chat.options import Options
@@ -363,6 +365,17 @@ async def test_the_command_asks_once_and_says_what_it_cannot_do(nodes: Pair, tmp
     await until(alone)
     code, said = await operator.types("iceland")
     assert (code, "No other node serves" in said) == (1, True)
+
+
+async def test_what_is_in_hand_are_requests_and_connections_and_not_the_life_of_the_replica(nodes: Pair) -> None:
+    service, seen = nodes.star.stack.service, list[int]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(service.in_flight)
+
+    for kind in ("lifespan", "http", "websocket"):
+        await InFlight(app, service)({"type": kind}, None, None)  # type: ignore[arg-type]
+    assert (seen, service.in_flight) == ([0, 1, 1], 0)
 
 
 async def test_the_command_gives_up_on_a_node_that_keeps_something_in_hand(nodes: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

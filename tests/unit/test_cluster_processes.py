@@ -110,6 +110,9 @@ def test_root_finds_what_the_owner_of_a_home_runs(tmp_path: Path) -> None:
     nobody = 65534
     os.chown(tmp_path, nobody, nobody)
     environment = {MARK: mark_of(tmp_path, "run"), "PATH": os.environ["PATH"]}
-    with subprocess.Popen(["sleep", "60"], user=nobody, env=environment) as process:
-        assert [found.pid for found in belonging_to(tmp_path)] == [process.pid]
-        process.kill()
+    # Of a session of its own: whatever overwrote its environment in that of a marked process counts as well.
+    with subprocess.Popen(["sleep", "60"], user=nobody, env=environment, start_new_session=True) as process:
+        try:
+            assert [found.pid for found in belonging_to(tmp_path)] == [process.pid]
+        finally:
+            process.kill()

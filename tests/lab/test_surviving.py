@@ -1,0 +1,106 @@
+"""Any node may die and the answer arrives; one that comes back, or is new, serves. The drills do the same by the hundred.
+
+The last here, as they leave the lab as it happens to be.
+"""
+
+import time
+
+import httpx
+import pytest
+
+from cluster.lab import Lab
+from tests.lab.conftest import SETTLED_S
+from tests.support.lab import Nodes, get, say, served_by
+from tests.support.serving import Asked, undisturbed
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
+
+SLOW: dict[str, object] = {"words": 300, "words_per_second": 30}
+"""An answer of ten seconds: whatever is killed meanwhile is noticed before it would have ended."""
+
+ANSWERED_S = 90.0
+
+
+def report(capsys: pytest.CaptureFixture[str], what: str, asked: Asked) -> None:
+    with capsys.disabled():
+        print(f"\n  {what}: pause {asked.gap():.2f} s, reconnects {len(asked.lost)}, attempts {asked.assembly.attempt}")
+
+
+@pytest.mark.usefixtures("whole")
+async def test_packets_of_a_partitioned_node_vanish_and_a_frozen_one_is_silent_until_they_are_healed(lab: Lab) -> None:
+    lab.partition("vengeance")
+    with pytest.raises(httpx.ConnectTimeout):
+        get(lab.url("vengeance"), timeout=1)
+    assert lab.states()["vengeance"] == "partitioned"
+    lab.heal("vengeance")
+    lab.freeze("vengeance")
+    with pytest.raises(httpx.ReadTimeout):
+        get(lab.url("vengeance"), timeout=1)
+    assert lab.states()["vengeance"] == "frozen"
+    lab.heal("vengeance")
+    await until(lambda: served_by(lab.url("vengeance")) == "vengeance", 30)
+
+
+@pytest.mark.usefixtures("whole")
+async def test_an_answer_outlives_the_node_that_generates_it_and_that_node_comes_back(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {**SLOW, "divergent": True}
+    async with Asked(Nodes(lab, "vengeance"), "worker", "Hello there", options, explore=False) as asked:
+        await asked.pieces(20)
+        victim = asked.generated_on()
+        lab.kill(victim)
+        await until(lambda: asked.assembly.attempt >= 2, ANSWERED_S)
+        lab.start(victim)
+        await asked.end(ANSWERED_S)
+        report(capsys, f"{victim} killed, which generated", asked)
+        asked.check()
+        asked.check_stretches()
+    await until(lambda: served_by(lab.url(victim)) == victim, SETTLED_S)
+
+
+@pytest.mark.usefixtures("whole")
+async def test_an_answer_outlives_the_head_the_chat_goes_on_without_it_and_it_comes_back(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = lab.cluster.head
+    async with Asked(Nodes(lab, head), "head", "Hello there", SLOW, explore=False) as asked:
+        await asked.pieces(20)
+        lab.kill(head)
+        for node in set(lab.nodes) - {head}:
+            assert say(lab.url(node), "Hello", f"headless_{node}")["node"] == node
+        await until(lambda: asked.lost, ANSWERED_S)
+        lab.start(head)
+        assert await asked.end(ANSWERED_S) == await undisturbed("Hello there", SLOW)
+        report(capsys, "head killed, at whose door the client was", asked)
+        asked.check()
+    await until(lambda: served_by(lab.url(head)) == head, SETTLED_S)
+
+
+@pytest.mark.usefixtures("whole")
+async def test_an_answer_outlives_the_node_of_the_redis_primary_and_nothing_acknowledged_is_lost(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    primary = lab.redis_primary()
+    kept = say(lab.url(primary), "Keep this.", "keeper")
+    async with Asked(Nodes(lab, lab.cluster.head), "primary", "Hello there", SLOW, explore=False) as asked:
+        await asked.pieces(20)
+        before = time.monotonic()
+        lab.kill(primary)
+        assert await asked.end(ANSWERED_S) == await undisturbed("Hello there", SLOW)
+        report(capsys, f"{primary} killed, where the Redis primary was", asked)
+        assert lab.redis_primary() != primary
+        asked.check()
+        assert asked.events[-1][0] > before, "the fault did not hit"
+    path = f"/api/conversations/{kept['conversation_id']}/history"
+    for node in set(lab.nodes) - {primary}:
+        page = get(lab.url(node) + path, client_id="keeper")["messages"]
+        assert [message["content"] for message in page] == ["Keep this.", kept["response"]]
+
+
+@pytest.mark.usefixtures("among_clients")
+async def test_a_machine_that_no_file_names_joins_and_serves_at_its_own_door(lab: Lab) -> None:
+    lab.join("newcomer")
+    await until(lambda: served_by(lab.url("newcomer")) == "newcomer", SETTLED_S)
+    assert say(lab.url("newcomer"), "Hello", "guest")["node"] == "newcomer"
