@@ -113,7 +113,7 @@ def drain(
             node_drain.wait(leaving, name, timeout_s=left_s, tell=detail)
         if then_stop:
             if not stop_node(Settings()):
-                raise LifecycleError(f"{name} has nothing in hand any more, but no node runs here: is AURORA_HOME that of the node?")
+                raise LifecycleError(f"{name} has nothing in hand any more, but no node runs here: is AURORA_HOME the node's?")
             print(f"{name} is stopped.")
         else:
             print(f"{name} has nothing in hand any more: it is safe to stop (on {name}: aurora-cli node stop).")
