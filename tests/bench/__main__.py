@@ -1,162 +1,69 @@
-"""`make bench`: measure Aurora and the seed's own idea in turns, and write docs/benchmarks.md.
+"""`make bench`: measure, and write docs/benchmarks.md.
 
-One machine, one run, alternating; every figure on the page comes from `docs/benchmarks.json`, which this writes too.
+Two parts, each by itself where it is named: `one-machine` (Aurora beside the seed's own idea) and `four-nodes` (the lab). Every
+figure on the page comes from `docs/benchmarks.json`, which this writes too; a part that is not measured keeps what it had.
 """
 
 import argparse
-import asyncio
-import os
 import platform
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import httpx
 import orjson
-import psutil
-import redis
 
-from cluster.processes import belonging_to
-from cluster.run_record import load
-from tests.bench import load as generator
-from tests.bench.cpu import seconds_by_role
+from cluster.failures import LifecycleError
+from cluster.lab.up import unfit
+from cluster.terminal import signals_as_interrupt
+from tests.bench import four_nodes, one_machine
+from tests.bench.four_nodes import LoadFailed
 from tests.bench.page import write_page
-from tests.support.redis_process import RedisProcess, free_port
+from tests.drills.machine import machine, software
+from tests.drills.primary import NotReady
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = [(1, False, 300), (1, True, 300), (32, False, 3_000), (32, True, 3_000)]
+ONE_MACHINE, FOUR_NODES = "one-machine", "four-nodes"
+ROUNDS = {ONE_MACHINE: 5, FOUR_NODES: 3}
 
 
-@dataclass
-class Round:
-    """One system, one case, once."""
-
-    system: str
-    connections: int
-    stream: bool
-    turns: int
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    first_p50_ms: float
-    failures: int
-    cpu_ms: dict[str, float]
-    round_trips: float
-    commands: float
-
-
-class System:
-    """Something that answers POST /api/chat, its processes and its Redis."""
-
-    def __init__(self, name: str, port: int, redis_url: str, processes: "list[psutil.Process]") -> None:
-        self.name, self.port, self.processes = name, port, processes
-        self.redis = redis.Redis.from_url(redis_url, protocol=2, socket_timeout=10)
-
-    def calls(self) -> tuple[int, int]:
-        """Round trips (what clients sent) and commands (what Redis executed, in scripts too)."""
-        stats = {name: int(entry["calls"]) for name, entry in self.redis.info("commandstats").items()}
-        total = sum(stats.values())
-        scripts = stats.get("cmdstat_evalsha", 0) + stats.get("cmdstat_eval", 0)
-        if scripts == 0:
-            return total, total
-        sent = ("subscribe", "unsubscribe", "ping", "info", "client", "hello", "select", "auth")
-        return scripts + sum(stats.get(f"cmdstat_{name}", 0) for name in sent), total
-
-    def measure(self, connections: int, stream: bool, turns: int) -> Round:
-        spent, calls = seconds_by_role(self.processes), self.calls()
-        result = asyncio.run(
-            generator.run(self.port, connections=connections, turns=turns, stream=stream, prefix=f"bench{time.time_ns()}")
-        )
-        after, later = seconds_by_role(self.processes), self.calls()
-        cpu = {role: (after[role] - spent.get(role, 0)) / turns * 1e3 for role in after}
-        return Round(
-            self.name, connections, stream, turns, result.rate, result.quantile(0.5) * 1e3, result.quantile(0.99) * 1e3,
-            statistics.median(result.first) * 1e3, result.failures, {k: v for k, v in cpu.items() if v >= 0.005},
-            (later[0] - calls[0]) / turns, (later[1] - calls[1]) / turns,
-        )  # fmt: skip
-
-
-def _aurora(stack: ExitStack, home: Path) -> System:
-    port, dashboard = free_port(), free_port()
-    env = {k: v for k, v in os.environ.items() if not k.startswith("AURORA_")}
-    env |= {"AURORA_HOME": str(home), "AURORA_PORT": str(port), "AURORA_DASHBOARD_PORT": str(dashboard)}
-    command = [sys.executable, "-m", "cluster"]
-    stack.callback(subprocess.run, [*command, "down"], env=env, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-    subprocess.run([*command, "up"], env=env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    record = load(home)
-    assert record is not None
-    return System("aurora", port, record.redis_url, belonging_to(home, record.sessions))
-
-
-def _one_process(stack: ExitStack, folder: Path) -> System:
-    server = RedisProcess(folder)
-    stack.callback(server.close)
-    server.start()
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.bench.baseline", str(port), server.url], cwd=ROOT)
-    stack.callback(process.wait)
-    stack.callback(process.terminate)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/docs", timeout=1)
-            break
-        except httpx.HTTPError:
-            assert process.poll() is None, "the comparison ended"
-            assert time.monotonic() < deadline, "the comparison did not start"
-            time.sleep(0.1)
-    return System("one process", port, server.url, [psutil.Process(process.pid), psutil.Process(server.pid)])
-
-
-def main() -> None:
-    """Measure and write."""
+def main() -> int:
+    """Measure and write; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=main.__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each case is measured for each system")
+    parser.add_argument("part", nargs="?", choices=list(ROUNDS), help="only this one")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured (default: 5; four nodes: 3)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of the page")
     given = parser.parse_args()
-    rounds: list[Round] = []
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aurora-bench-")))
-        (folder / "redis").mkdir()
-        print("Starting Aurora and the comparison ...", flush=True)
-        systems = [_aurora(stack, folder / "home"), _one_process(stack, folder / "redis")]
-        for system in systems:
-            system.measure(8, False, 300)
-        for number in range(given.rounds):
-            for connections, stream, turns in CASES:
-                for system in systems if number % 2 == 0 else reversed(systems):
-                    one = system.measure(connections, stream, turns)
-                    rounds.append(one)
-                    kind = "SSE" if stream else "whole"
-                    print(
-                        f"{number + 1}/{given.rounds}  {system.name:12} {connections:3} connections {kind:6} "
-                        f"{one.rate:7.0f} turns/s  p50 {one.p50_ms:6.1f} ms  p99 {one.p99_ms:6.1f} ms  "
-                        f"CPU {sum(one.cpu_ms.values()):5.2f} ms/turn",
-                        flush=True,
-                    )
-    facts = {
-        "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "processor": _processor(),
-    }
+    parts = [given.part] if given.part else list(ROUNDS)
+    if FOUR_NODES in parts and (reason := unfit()):
+        print(f"Four nodes are not measured: {reason} The page keeps what it has of them.", file=sys.stderr)
+        parts.remove(FOUR_NODES)
     given.out.mkdir(exist_ok=True)
-    data = {"facts": facts, "rounds": [asdict(one) for one in rounds]}
-    (given.out / "benchmarks.json").write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
-    write_page(given.out / "benchmarks.md", data)
-    print(f"Written: {given.out / 'benchmarks.md'}")
+    file = given.out / "benchmarks.json"
+    data: dict[str, Any] = orjson.loads(file.read_bytes()) if file.exists() else {}
+    try:
+        with signals_as_interrupt():
+            for part in parts:
+                data |= _measure(part, given.rounds or ROUNDS[part])
+                file.write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
+                write_page(given.out / "benchmarks.md", data)
+                print(f"Written: {given.out / 'benchmarks.md'}")
+    except (LifecycleError, NotReady, LoadFailed) as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; what was not measured to its end is not written.", file=sys.stderr)
+        return 130
+    return 0 if parts else 1
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _measure(part: str, rounds: int) -> dict[str, Any]:
+    facts = {"measured": datetime.now(UTC).strftime("%Y-%m-%d"), "python": platform.python_version(), **machine()}
+    if part == ONE_MACHINE:
+        return {"facts": facts, "rounds": one_machine.measure(rounds)}
+    measured = four_nodes.measure(rounds)
+    return {"four_nodes": {"facts": {**facts, **software()}, **measured}}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,21 +1,46 @@
 """CPU time of the processes of a system under test, by what they do."""
 
 import collections
+import contextlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import psutil
 
 
+class Spent(NamedTuple):
+    """What processes have spent so far, in seconds; of each its role and its time, by number and start."""
+
+    each: dict[tuple[int, float], tuple[str, float]]
+
+    def since(self, before: "Spent") -> dict[str, float]:
+        """Return what was spent since `before`, by role; what had ended by now is left out."""
+        spent: dict[str, float] = collections.defaultdict(float)
+        for key, (role, seconds) in self.each.items():
+            spent[role] += seconds - before.each.get(key, ("", 0.0))[1]
+        return dict(spent)
+
+
+def spent(pids: Iterable[int]) -> Spent:
+    """Return what these processes have spent; those that are no more are left out."""
+    each = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            process = psutil.Process(pid)
+            times = process.cpu_times()
+            each[pid, process.create_time()] = (_role(process), times.user + times.system)
+    return Spent(each)
+
+
 def seconds_by_role(processes: Iterable[psutil.Process]) -> dict[str, float]:
     """Return user + system seconds so far, by role."""
-    spent: dict[str, float] = collections.defaultdict(float)
-    for process in processes:
-        try:
-            times = process.cpu_times()
-            spent[_role(process)] += times.user + times.system
-        except psutil.NoSuchProcess:
-            continue
-    return dict(spent)
+    return spent(process.pid for process in processes).since(Spent({}))
+
+
+def machine_busy_s() -> float:
+    """Return the seconds for which the cores of this machine were not idle so far, all cores together."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
 
 
 def _role(process: psutil.Process) -> str:
@@ -23,7 +48,7 @@ def _role(process: psutil.Process) -> str:
     line = " ".join(words)
     if line.startswith("ray::ServeReplica:"):
         return line.split()[0].rsplit(":", 1)[1].lower()
-    for role in ("haproxy", "redis-server", "gcs_server", "raylet"):
+    for role in ("haproxy", "redis-server", "redis-sentinel", "gcs_server", "raylet"):
         if role in words[0]:
             return role
     if "ServeController" in line:

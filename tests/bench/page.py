@@ -5,19 +5,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.bench import four_nodes_page
+
 
 def write_page(page: Path, data: dict[str, Any]) -> None:
-    """Write the page from `data`, and the notes beside it, if there are any."""
-    facts, rounds = data["facts"], data["rounds"]
+    """Write the page from `data`, as much of it as has been measured; the notes beside it belong to the part of one machine."""
+    out = ["# Benchmarks", "", "Written by `make bench` from `benchmarks.json`; do not edit."]
+    if "rounds" in data:
+        out += ["", *_one_machine(data["facts"], data["rounds"])]
+        notes = page.with_name("benchmarks-notes.md")
+        if notes.exists():
+            out += ["", notes.read_text().strip()]
+    if "four_nodes" in data:
+        out += ["", *four_nodes_page.section(data["four_nodes"])]
+    page.write_text("\n".join(out) + "\n")
+
+
+def _one_machine(facts: dict[str, Any], rounds: list[dict[str, Any]]) -> list[str]:
     count = len({id(r) for r in rounds if r["system"] == "aurora" and r["connections"] == 1 and not r["stream"]})
     out = [
-        "# Benchmarks",
+        "## One machine",
         "",
-        "Written by `make bench` from `benchmarks.json`; do not edit. 20-token instant replies of the scripted engine, ten",
-        f"turns a conversation, all on one machine ({facts['cores']} cores, {facts['processor']}, Python {facts['python']}, "
-        f"{facts['measured']}),",
-        f"load generator included. {count} rounds, systems alternating; medians. The machine is shared and noisy: read the",
-        "ratios.",
+        "20-token instant replies of the scripted engine, ten turns a conversation, load generator included, all on one machine",
+        f"({facts['cores']} cores, {facts['processor']}, Python {facts['python']}, {facts['measured']}).",
+        f"{count} rounds, systems alternating; medians. The machine is shared and noisy: read the ratios.",
         "",
         "*one process* is the seed's own idea: one FastAPI process + Redis + the same engine in process. It is not durable.",
         "",
@@ -40,7 +51,7 @@ def write_page(page: Path, data: dict[str, Any]) -> None:
         )
     failures = sum(r["failures"] for r in rounds)
     turns = sum(r["turns"] for r in rounds)
-    out += ["", f"Failed requests: {failures} of {turns}.", "", "## What a turn costs (32 connections, whole reply)", ""]
+    out += ["", f"Failed requests: {failures} of {turns}.", "", "### What a turn costs (32 connections, whole reply)", ""]
     out += ["| | Aurora | one process |", "|---|---|---|"]
     ours, theirs = _pick(rounds, "aurora", 32, False), _pick(rounds, "one process", 32, False)
     both: list[tuple[str, Callable[[dict[str, Any]], float]]] = [
@@ -54,10 +65,7 @@ def write_page(page: Path, data: dict[str, Any]) -> None:
     roles = {role for r in ours for role in r["cpu_ms"]}
     costs = {role: statistics.median(r["cpu_ms"].get(role, 0) for r in ours) for role in roles}
     out += [f"| {role} | {cost:.2f} |" for role, cost in sorted(costs.items(), key=lambda item: -item[1])]
-    notes = page.with_name("benchmarks-notes.md")
-    if notes.exists():
-        out += ["", notes.read_text().strip()]
-    page.write_text("\n".join(out) + "\n")
+    return out
 
 
 def _bars(rounds: list[dict[str, Any]]) -> list[str]:

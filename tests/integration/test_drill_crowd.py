@@ -65,7 +65,7 @@ async def test_forty_clients_have_their_answers_whole_though_a_nodes_runs_are_lo
     assert found.takeovers > 0
     assert failed(verdicts, LOST.victims).going_on == 0
     assert hit(LOST, verdicts, at).counted
-    assert len(detection(verdicts, at)) == found.takeovers
+    assert len(detection(verdicts, at)) == counts([one for one in verdicts if one.asked.retries]).takeovers > 0
     going_on, once, met = pauses(verdicts, LOST.victims, at)
     assert len(going_on) >= 28 + 6  # six of the clients that go on have two devices
     assert once

@@ -1,5 +1,7 @@
 """A real redis-server of the test's own: on loopback, with an append-only file, to be killed, frozen and restarted."""
 
+import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -12,12 +14,18 @@ import redis
 
 from cluster.redis_server import executable
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = itertools.cycle(range(11_000 + 1_000 * _WORKER, 12_000 + 1_000 * _WORKER))
+"""Each worker of the test run its own, below those that the system gives away: a port must stay free until it is used."""
+
 
 def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that is free now, and was not given to anybody for a long time."""
+    for port in itertools.islice(_PORTS, 1_000):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port of this worker is free")
 
 
 class RedisProcess:

@@ -1,0 +1,190 @@
+"""Four nodes: what the lab adds to an answer at each door, and what a turn costs when one, two or four nodes serve.
+
+In a lab of its own, with law 8 as a cluster has it (`replicas: 1`). Users come at `PER_SECOND` in all, in the clients' network.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from cluster.lab.lab import Lab
+from cluster.lab.namespaces import processes
+from cluster.lab.places import CLIENTS
+from cluster.lab.up import bring_up, take_down
+from cluster.progress import Progress
+from cluster.settings import PROJECT_ROOT
+from tests.bench.cpu import machine_busy_s, spent
+from tests.bench.paced import Plan, Seen
+from tests.drills.balancer import balancer
+from tests.drills.stage import Stage
+
+PER_SECOND = 50.0
+"""Turns, at all doors together."""
+WINDOW_S = 12.0
+"""How long each figure of a round is measured."""
+_WHOLE_S = 60.0
+
+
+class LoadFailed(Exception):
+    """The load program did not do what was planned; carries what it said."""
+
+
+@dataclass
+class Latency:
+    """One door and one way to ask, over all rounds. Milliseconds from the moment a question was due."""
+
+    door: str
+    stream: bool
+    turns: int
+    failures: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    first_p50_ms: float
+    first_p99_ms: float
+    p99_by_round_ms: list[float]
+
+
+@dataclass
+class Window:
+    """What the processes of the four nodes spent while users came to some doors, or to none."""
+
+    round: int
+    doors: list[str]
+    turns: int
+    failures: int
+    seconds: float
+    cpu_s: dict[str, float]
+    others_s: float
+    """What the rest of this machine spent meanwhile, without the load program."""
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Measure `rounds` times in a lab of its own; return what is known of it.
+
+    Raises:
+        LifecycleError: there can be no lab, or there is one already.
+        NotReady: the lab does not become whole, or did not stay so.
+        LoadFailed: the load program failed.
+    """
+    with _fresh_lab() as lab, balancer(lab) as by_balancer:
+        stage = Stage(lab, lambda what: print(f"  {what}", flush=True))
+        generating = [name for name in lab.nodes if name != lab.cluster.head]
+        stage.wait_until_whole(generating, _WHOLE_S)
+        users = Users(lab)
+        doors = stage.urls | by_balancer
+        for stream in (False, True):
+            users.come(doors, stream=stream, seconds=3)  # the first turn of a replica is not like the others
+        seen: dict[bool, list[Seen]] = {False: [], True: []}
+        windows = []
+        for number in range(rounds):
+            for stream in (False, True):
+                seen[stream].append(users.come(doors, stream=stream, seconds=WINDOW_S))
+                _say_latency(f"{number + 1}/{rounds}", seen[stream][-1], stream)
+            for names in _serving(number, generating, lab.nodes):
+                windows.append(_window(lab, users, number, names))
+                _say_window(f"{number + 1}/{rounds}", windows[-1])
+        stage.wait_until_whole(generating, _WHOLE_S)
+    latencies = [asdict(_latency(door, stream, seen[stream])) for stream in (False, True) for door in doors]
+    return {
+        "per_second": PER_SECOND,
+        "window_s": WINDOW_S,
+        "latency": latencies,
+        "cpu": [asdict(window) for window in windows],
+    }
+
+
+class Users:
+    """Users in the clients' network; each call brings new ones."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab, self._seeds = lab, count(1)
+
+    def come(self, doors: dict[str, str], *, stream: bool, seconds: float) -> Seen:
+        """Let users come to these doors for about so many seconds."""
+        hosts = {name: url.removeprefix("http://") for name, url in doors.items()}
+        turns = round(PER_SECOND * seconds / len(doors)) * len(doors)
+        plan = orjson.dumps(Plan(hosts, turns, PER_SECOND, stream, next(self._seeds))).decode()
+        command = self._lab.command(CLIENTS, [sys.executable, "-m", "tests.bench.paced", plan])
+        try:
+            done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, check=True, timeout=seconds + 60)
+        except subprocess.CalledProcessError as error:
+            raise LoadFailed(f"The load program failed: {error.stderr.decode(errors='replace').strip()[-500:]}") from error
+        except subprocess.TimeoutExpired as error:
+            raise LoadFailed(f"The load program did not end: {turns} turns took more than {seconds + 60:.0f} s.") from error
+        return Seen(**orjson.loads(done.stdout))
+
+
+@contextmanager
+def _fresh_lab() -> Iterator[Lab]:
+    bring_up(Progress(Console()))
+    try:
+        with Lab() as lab:
+            yield lab
+    finally:
+        take_down()
+
+
+def _serving(number: int, workers: list[str], nodes: list[str]) -> list[list[str]]:
+    """Return the doors that serve in each window of a round: none, 1, 2, 4, beginning and with whom another each time."""
+    first, second = workers[number % len(workers)], workers[(number + 1) % len(workers)]
+    cases = [[], [first], [first, second], nodes]
+    start = number % len(cases)
+    return cases[start:] + cases[:start]
+
+
+def _window(lab: Lab, users: Users, number: int, names: list[str]) -> Window:
+    def nodes_spent() -> Any:
+        return spent(pid for node in lab.nodes for pid in processes(node))
+
+    before, busy, begun = nodes_spent(), machine_busy_s(), time.monotonic()
+    seen = None
+    if names:
+        seen = users.come({name: lab.url(name) for name in names}, stream=False, seconds=WINDOW_S)
+    else:
+        time.sleep(WINDOW_S)  # what is measured is just this: nobody comes
+    seconds, busy = time.monotonic() - begun, machine_busy_s() - busy
+    cpu = {role: used for role, used in nodes_spent().since(before).items() if used > 0}
+    others = max(0.0, busy - sum(cpu.values()) - (seen.cpu_s if seen else 0))
+    turns = sum(map(len, seen.latencies.values())) if seen else 0
+    return Window(number + 1, names, turns, sum(seen.failures.values()) if seen else 0, seconds, cpu, others)
+
+
+def _latency(door: str, stream: bool, rounds: list[Seen]) -> Latency:
+    each = [[seconds * 1e3 for seconds in seen.latencies[door]] for seen in rounds]
+    every = [one for some in each for one in some]
+    first = [seconds * 1e3 for seen in rounds for seconds in seen.first[door]]
+    return Latency(
+        door, stream, len(every), sum(seen.failures[door] for seen in rounds), quantile(every, 0.5), quantile(every, 0.99),
+        max(every), quantile(first, 0.5), quantile(first, 0.99), [quantile(some, 0.99) for some in each],
+    )  # fmt: skip
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Return the value below which a share `q` of `values` lies."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def _say_latency(place: str, seen: Seen, stream: bool) -> None:
+    figures = seen.first if stream else seen.latencies
+    doors = "  ".join(f"{d} {quantile(v, 0.5) * 1e3:.0f}/{quantile(v, 0.99) * 1e3:.0f}" for d, v in figures.items())
+    what = "SSE, first piece" if stream else "whole reply"
+    print(f"{place}  {what:17} p50/p99 ms: {doors}; failed {sum(seen.failures.values())}", flush=True)
+
+
+def _say_window(place: str, window: Window) -> None:
+    who = f"{len(window.doors)} serving" if window.doors else "nobody comes"
+    print(
+        f"{place}  {who:17} {sum(window.cpu_s.values()) / window.seconds:.2f} cores, "
+        f"others on this machine {window.others_s / window.seconds:.2f}; {window.turns} turns, failed {window.failures}",
+        flush=True,
+    )

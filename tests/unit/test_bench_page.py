@@ -1,0 +1,75 @@
+"""The page of `make bench`: what it says of four nodes follows from the records."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.four_nodes_page import section
+from tests.bench.page import write_page
+
+NODES = ["aurora", "star", "vengeance", "iceland"]
+
+
+def latency(door: str, stream: bool, **other: object) -> dict[str, Any]:
+    good = {"turns": 100, "failures": 0, "p50_ms": 9.0, "p99_ms": 20.0, "max_ms": 30.0, "first_p50_ms": 7.0, "first_p99_ms": 15.0}
+    return {"door": door, "stream": stream, "p99_by_round_ms": [19.0, 21.0], **good, **other}
+
+
+def window(number: int, doors: list[str], cpu_s: dict[str, float]) -> dict[str, Any]:
+    turns = 500 if doors else 0
+    return {"round": number, "doors": doors, "turns": turns, "failures": 0, "seconds": 10.0, "cpu_s": cpu_s, "others_s": 1.0}
+
+
+def records(*, of_four: float = 2.0) -> dict[str, Any]:
+    """Two rounds in which nobody costs 0.2 cores, and one and two nodes 4 ms of the ingress a turn; four: half of `of_four` s."""
+    idle, busy = {"raylet": 1.5, "ingress": 0.5}, {"raylet": 1.5, "ingress": 2.5}
+    windows = []
+    for number in (1, 2):
+        windows += [window(number, [], idle), window(number, NODES[:1], busy), window(number, NODES[:2], busy)]
+        windows.append(window(number, NODES, {"raylet": 1.5, "ingress": 0.5 + of_four}))
+    facts = {
+        "cores": "2", "processor": "A processor", "linux": "6.1", "aurora": "0.1.0 abc", "ray": "2.60.0", "redis": "7.0.15",
+        "python": "3.11.7", "measured": "2026-11-23",
+    }  # fmt: skip
+    latencies = [latency(door, stream) for stream in (False, True) for door in (*NODES, "balancer")]
+    return {"facts": facts, "per_second": 50.0, "window_s": 12.0, "latency": latencies, "cpu": windows}
+
+
+def page(data: dict[str, Any]) -> str:
+    return "\n".join(section(data))
+
+
+def test_what_is_spent_when_nobody_comes_is_taken_off_a_turns_cost() -> None:
+    assert "| 1 | 4.00 (4.00–4.00) | 1.00 |" in page(records())
+    assert "| ingress | 4.00 | 4.00 | 4.00 | 0.050 |" in page(records())
+    assert "| raylet | 0.00 | 0.00 | 0.00 | 0.150 |" in page(records())
+
+
+def test_the_share_of_rays_idle_cost_is_said() -> None:
+    assert "four nodes take 0.20 cores, 0.15 of them Ray's own" in page(records())
+    assert "they take 0.50 cores, of which Ray's idle cost is 30%" in page(records(of_four=3.0))
+
+
+@pytest.mark.parametrize(("of_four", "said"), [(2.29, "| 1.15 × | reached |"), (2.4, "| 1.20 × | **not reached** |")])
+def test_a_turn_that_costs_more_on_four_nodes_is_told_against_the_bar(of_four: float, said: str) -> None:
+    assert said in page(records(of_four=of_four))
+
+
+def test_one_slow_door_is_named_in_the_bar_that_it_misses() -> None:
+    data = records()
+    data["latency"][2] |= {"p99_ms": 61.0}
+    assert "| added p99 < 50 ms at every door, whole reply | 61.0 ms (vengeance) | **not reached** |" in page(data)
+
+
+def test_failed_requests_are_counted_over_both_measurements() -> None:
+    data = records()
+    data["latency"][0]["failures"], data["cpu"][1]["failures"] = 2, 1
+    assert "Failed requests: 3 of 4000." in page(data).replace("\n", " ")
+
+
+def test_a_page_holds_the_parts_that_were_measured(tmp_path: Path) -> None:
+    file = tmp_path / "benchmarks.md"
+    write_page(file, {"four_nodes": records()})
+    assert "## Four nodes" in file.read_text()
+    assert "## One machine" not in file.read_text()
