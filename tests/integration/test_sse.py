@@ -37,7 +37,7 @@ async def begun(client: httpx.AsyncClient, body: dict[str, object], *, events: i
 async def test_a_streamed_answer_begins_with_accepted_counts_its_pieces_and_ends_once_with_a_true_receipt(
     client: httpx.AsyncClient,
 ) -> None:
-    events = await all_sse(client, "POST", "/api/chat", json=ask())
+    events = await all_sse(client, "POST", "/api/chat", json=ask(speed=40))  # slow enough for pieces of their own
     types = [e.event for e in events]
     assert types[:2] == ["accepted", "started"]
     assert types[-1] == "done"
