@@ -28,7 +28,7 @@ status: $(INSTALLED)
 
 # What starts Ray runs alone, after the rest: most of the rest waits for leases and clocks, so that several can at a time.
 test: $(INSTALLED)
-	@$(BIN)/pytest -q -n 4 --dist loadfile -m "not cluster and not lab"
+	@$(BIN)/pytest -q -n 3 --dist loadfile -m "not cluster and not lab"
 	@$(BIN)/pytest -q -m "cluster or lab"
 
 check: $(INSTALLED)
