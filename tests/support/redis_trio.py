@@ -31,7 +31,8 @@ def newest_redis() -> str:
         if parse_version(program_version(path)) >= WAITS_SINCE:
             return path
     try:
-        ensure("redis-sentinel")  # comes with a server of its own version, also where an older one is on the PATH
+        for program in ("redis-server", "redis-sentinel"):  # the system's, also where an older one is on the PATH
+            ensure(program)
     except LifecycleError as missing:
         pytest.skip(str(missing))
     path = shutil.which("redis-server", path=SYSTEM)
