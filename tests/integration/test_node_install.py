@@ -19,7 +19,7 @@ from cluster.failures import LifecycleError
 from cluster.node import python_environment
 from cluster.node.install import check
 from cluster.node.installation import Installation
-from cluster.packages import ensure
+from tests.support.programs import program
 
 pytestmark = pytest.mark.integration
 
@@ -37,16 +37,6 @@ ray: {token_file: ray-token}
 Install = Callable[..., Result]
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else for a moment")
-
-
-def program(name: str) -> str:
-    """Return the path of a program of the system; who may not install it is told what to install."""
-    try:
-        return ensure(name)
-    except LifecycleError as error:
-        if os.geteuid() == 0:
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import redis
 
-from cluster.failures import LifecycleError
-from cluster.packages import ensure
 from cluster.redis_server import parse_version, program_version
+from tests.support.programs import program
 from tests.support.redis_process import RedisProcess
 
 NAME = "aurora"
@@ -26,18 +25,14 @@ SYSTEM = "/usr/local/bin:/usr/bin"
 
 
 def newest_redis() -> str:
-    """Return the path of a redis-server that can wait for replicas; skip where there is none and none can be had."""
+    """The path of a redis-server that can wait for replicas; where there is none, see `program`."""
     for path in filter(None, (shutil.which("redis-server"), shutil.which("redis-server", path=SYSTEM))):
         if parse_version(program_version(path)) >= WAITS_SINCE:
             return path
-    try:
-        for program in ("redis-server", "redis-sentinel"):  # the system's, also where an older one is on the PATH
-            ensure(program)
-    except LifecycleError as missing:
-        pytest.skip(str(missing))
-    path = shutil.which("redis-server", path=SYSTEM)
-    if path is None or parse_version(program_version(path)) < WAITS_SINCE:
-        pytest.skip("the redis-server of this machine is older than 7.0")
+    program("redis-sentinel")
+    path = program("redis-server")  # the system's, also where an older one is on the PATH
+    if parse_version(program_version(path)) < WAITS_SINCE:
+        pytest.skip(f"{path} is older than 7.0, and this system has no newer one")
     return path
 
 
