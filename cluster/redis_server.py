@@ -7,12 +7,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
 import redis
 
+from cluster import redis_status
 from cluster.failures import LifecycleError
 from cluster.processes import send, start, wait_for_end
 
@@ -34,14 +36,14 @@ def without_password(url: str) -> str:
 
 
 def check(url: str) -> str:
-    """Return the version of the operator's Redis at `url`.
+    """Return the version of the operator's Redis at `url`; at a `sentinel://` URL that of the primary.
 
     Raises:
-        LifecycleError: it cannot be reached, refuses us, or is older than 6.2.
+        LifecycleError: it cannot be reached, refuses us, or is older than 6.2; or the Sentinels know no primary.
     """
     shown = without_password(url)
     try:
-        version = _version(url)
+        version = _version_of_primary(url) if url.startswith("sentinel://") else _version(url)
     except ValueError as error:
         raise LifecycleError(f"AURORA_REDIS_URL is not a Redis URL ({shown}): write redis://HOST:PORT/0.") from error
     except redis.AuthenticationError as error:
@@ -119,6 +121,18 @@ def shut_down(process: psutil.Process, url: str) -> bool:
     except redis.RedisError:
         send(process, signal.SIGTERM)
     return wait_for_end([process], timeout=10)
+
+
+def _version_of_primary(url: str) -> str:
+    place = redis_status.place_of(url)
+    with ThreadPoolExecutor() as pool:
+        seen = redis_status.look(place, (), pool)
+    if not any(sentinel.primary for sentinel in seen.sentinels):
+        asked, name = ", ".join(place.sentinels), place.master or "a primary"
+        advice = f"start them, or correct AURORA_REDIS_URL: sentinel://HOST:26379,HOST:26379/{place.master or 'NAME'}."
+        raise LifecycleError(f"None of the Sentinels at {asked} knows {name}: {advice}")
+    with redis_status.client_of(place, seen.primary) as client:
+        return str(client.info("server")["redis_version"])
 
 
 def _version(url: str) -> str:

@@ -134,7 +134,8 @@ def connect(address: str, *, username: str | None = None, password: str | None =
     )
 
 
-def _client(place: Place, address: str) -> redis.Redis:
+def client_of(place: Place, address: str) -> redis.Redis:
+    """Return a client of one of the chat's servers, as `connect` does."""
     return connect(address, username=place.username, password=place.password, db=place.db)
 
 
@@ -154,7 +155,7 @@ def _ask_sentinel(place: Place, address: str) -> tuple[Sentinel, set[str]]:
 
 def _info(place: Place, address: str) -> dict[str, Any] | None:
     try:
-        with _client(place, address) as client:
+        with client_of(place, address) as client:
             pipe = client.pipeline(transaction=False)
             pipe.info("replication")
             pipe.info("server")
@@ -188,7 +189,7 @@ def _server(address: str, info: dict[str, Any] | None, primary: dict[str, Any] |
 
 def _read_turns(place: Place, seen: ChatRedis) -> None:
     try:
-        with _client(place, seen.primary) as client:
+        with client_of(place, seen.primary) as client:
             pipe = client.pipeline(transaction=False)
             pipe.zcard(OPEN_TURNS)
             pipe.get(LAST_TAKEOVER)

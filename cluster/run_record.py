@@ -38,6 +38,8 @@ class RunRecord(BaseModel):
     port: int
     node_name: str
     config: Path
+    ollama_model: str = ""
+    """The model that was filled in for the pool `ollama`."""
     dashboard_port: int
     redis_url: str
     redis_version: str = ""

@@ -13,6 +13,9 @@ BODY_BYTES = 512 * 1024
 BUFFER_BYTES = BODY_BYTES + 64 * 1024
 """HAProxy holds a request with its headers in one buffer."""
 
+TRIES_PER_NODE = 3
+"""With two of four nodes dead and not yet known to be, a try meets a dead one with a chance of 1/3: twelve do once in 10⁶."""
+
 
 @dataclass(frozen=True)
 class Front:
@@ -44,7 +47,8 @@ def haproxy(backends: Sequence[Backend], front: Front) -> str:
         "haproxy.cfg",
         BINDS=_lines(binds, 4),
         SERVERS=_lines(servers, 4),
-        RETRIES=str(len(backends) + 1),
+        UNCHECKED=_lines([f"server {backend.name}.unchecked {backend.address} no-check backup" for backend in backends], 4),
+        RETRIES=str(TRIES_PER_NODE * len(backends)),
         BUFFER_BYTES=str(BUFFER_BYTES),
     )
 

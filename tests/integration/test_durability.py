@@ -247,7 +247,7 @@ async def test_a_sweep_hands_out_nothing_that_may_not_be_kept(replicated: RedisT
     replicated.thaw_replicas()
     replicated.until_whole()
     await at.redis.zadd("aurora:turns:open", {new.turn_id: 0})
-    (due,) = await at.turns.sweep(token="s", batch=9)
+    (due,) = (await at.turns.sweep(token="s", batch=9)).due
     assert due.turn_id == new.turn_id
 
 

@@ -52,7 +52,9 @@ async def kept(replicated_redis: RedisProcess) -> AsyncIterator[Stack]:
 class Idle:
     """A pool that is asked for nothing here."""
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         raise AssertionError("a turn that has its end was run again")
 
 
@@ -79,7 +81,9 @@ async def test_a_closing_turn_whose_holder_died_is_announced_by_a_sweep_once(rep
 
 async def test_a_run_that_dies_with_its_turn_closing_is_seen_by_its_router_and_nobody_waits_for_a_lease(at: Store) -> None:
     class DiesClosing:
-        async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+        async def run_turn(
+            self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+        ) -> str:
             await claim(at, turn_id, dispatch, run)
             await close_turn(at, Open(turn_id, dispatch, run, begun, new.client_id), TEXTS)
             raise EngineUnavailable("The replica is gone.")
@@ -106,7 +110,7 @@ async def test_an_announcement_that_was_lost_with_the_primary_comes_again_the_ve
                 client.config_set("min-replicas-to-write", 0)
                 async with store(server.url) as there:
                     await fall_due(there, turn.turn_id)
-                    (due,) = await there.turns.sweep(token="s", batch=9)
+                    (due,) = (await there.turns.sweep(token="s", batch=9)).due
                     assert due.closing
                     assert await there.turns.announce(turn.turn_id, token=due.token) is Verdict.OK
                     told.append(ends_in(published.drain(), turn.turn_id))

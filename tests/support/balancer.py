@@ -39,7 +39,8 @@ def check_command(program: str, config: Path) -> list[str]:
     }[program]
 
 
-def _run_command(program: str, config: Path) -> list[str]:
+def run_command(program: str, config: Path) -> list[str]:
+    """Return the command that runs `program` in the foreground; it ends, with all its processes, when it is terminated."""
     return {
         "haproxy": [ensure("haproxy"), "-db", "-f", str(config)],
         "nginx": [ensure("nginx"), "-c", str(config), "-g", f"daemon off; pid {config.parent}/nginx.pid;"],
@@ -59,17 +60,22 @@ def balancer(program: str, found: Sequence[Backend], folder: Path) -> Iterator[s
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     }
     with (folder / f"{program}.log").open("wb") as log:
-        process = subprocess.Popen(_run_command(program, config), stdout=log, stderr=log, env=env)
+        process = subprocess.Popen(run_command(program, config), stdout=log, stderr=log, env=env)
     try:
         yield f"http://127.0.0.1:{port}"
         assert process.poll() is None, (folder / f"{program}.log").read_text()
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
+        stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a balancer; only if it does not listen, by force."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)
 
 
 async def answers(url: str) -> bool:
