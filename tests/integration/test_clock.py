@@ -44,7 +44,7 @@ class Cluster:
 
     async def _sweep(self) -> None:
         for router in ("aurora", "star"):
-            self.taken += await self._at.turns.sweep(token=f"{router}-{self.now}", batch=64)
+            self.taken += (await self._at.turns.sweep(token=f"{router}-{self.now}", batch=64)).due
 
     async def budget(self, turn: Open) -> int:
         """How many milliseconds a turn has until its deadline."""

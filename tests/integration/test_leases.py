@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import cast
 
 import pytest
 
 from serve_app.chat.errors import EngineUnavailable, TurnNotFound
+from serve_app.chat.events import Event
 from serve_app.chat.supervise import Supervisor, SupervisorConfig
-from serve_app.chat.turns import BARREN_ATTEMPTS, Due, Plan, Snapshot, Verdict
+from serve_app.chat.turns import BARREN_ATTEMPTS, LEASE_MS, Due, Plan, Snapshot, Verdict
+from serve_app.state.turns import RedisTurns
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import personalities
 from tests.support.turn_tools import (
@@ -48,7 +50,9 @@ class DyingPool:
         self._words = list(words)
         self.attempts: list[int] = []
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         claimed = await claim(self._at, turn_id, dispatch, run)
         self.attempts.append(claimed.attempt)
         if self._words:
@@ -65,7 +69,9 @@ class FullPool:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         self.asked += 1
         await asyncio.Event().wait()
         raise AssertionError
@@ -79,7 +85,9 @@ class SilentReplica:
         self._claims = claims
         self.asked: list[bool] = []
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         self.asked.append(elsewhere)
         if elsewhere or self._claims:
             assert (await claim(self._at, turn_id, dispatch, run)).attempt == 1
@@ -120,7 +128,7 @@ async def test_due_turns_go_to_exactly_one_of_many_sweepers(redis_server: RedisP
     async with contextlib.AsyncExitStack() as exits:
         routers = [await exits.enter_async_context(store(redis_server.url)) for _ in range(8)]
         sweeps = [router.turns.sweep(token=f"r{i}", batch=7) for i, router in enumerate(routers * 4)]
-        taken = [due for found in await asyncio.gather(*sweeps) for due in found]
+        taken = [due for found in await asyncio.gather(*sweeps) for due in found.due]
     assert Counter(due.turn_id for due in taken) == dict.fromkeys(turns, 1)
     for due in taken:  # and each got the token that holds it now
         assert await at.redis.hget("aurora:turn:" + due.turn_id, "token") == due.token.encode()
@@ -130,14 +138,35 @@ async def test_a_sweep_takes_no_more_than_its_batch_and_the_longest_due_first(at
     turns = [(await open_turn(at)).turn_id for _ in range(5)]
     await fall_due(at)
     await at.redis.zadd("aurora:turns:open", {turn_id: age for age, turn_id in enumerate(turns, start=1)})
-    assert [due.turn_id for due in await at.turns.sweep(token="a", batch=2)] == turns[:2]
-    assert [due.turn_id for due in await at.turns.sweep(token="b", batch=2)] == turns[2:4]
+    assert [due.turn_id for due in (await at.turns.sweep(token="a", batch=2)).due] == turns[:2]
+    assert [due.turn_id for due in (await at.turns.sweep(token="b", batch=2)).due] == turns[2:4]
+
+
+class CountingRenewals(RedisTurns):
+    """Knows how many beats its router had."""
+
+    renewals = 0
+
+    async def renew(self, held: Sequence[tuple[str, str]], *, queued: dict[str, Event] | None = None) -> set[str]:
+        self.renewals += 1
+        return await super().renew(held, queued=queued)
+
+
+async def test_a_router_sweeps_again_in_the_moment_when_a_lease_lapses(at: Store) -> None:
+    turn = await open_turn(at)
+    await fall_due(at)  # there was a sweep before, so the time can be trusted
+    turns, pool = CountingRenewals(at.scripts), FullPool()
+    seconds, micros = await at.redis.time()
+    await at.redis.zadd("aurora:turns:open", {turn.turn_id: seconds * 1000 + micros // 1000 + 500})
+    async with Supervisor(turns, pool, personalities(), SupervisorConfig(beat_s=1.9, unclaimed_beats=1_000)):
+        await until(lambda: pool.asked)
+        assert turns.renewals == 1, "in the very beat in which it lapsed"
 
 
 async def test_the_first_sweep_of_all_takes_nothing(at: Store) -> None:
     turn = await open_turn(at)
     await at.redis.zadd("aurora:turns:open", {turn.turn_id: 0})
-    assert await at.turns.sweep(token="first", batch=10) == []
+    assert (await at.turns.sweep(token="first", batch=10)).due == []
     assert await at.redis.zscore("aurora:turns:open", turn.turn_id) > 0
 
 
@@ -148,7 +177,7 @@ async def test_a_sweeper_that_dies_with_what_it_took_loses_it_one_lease_later(re
         turn = await open_turn(at)
         for second in range(12):
             await at.set_clock(NOON + second * 1_000)
-            taken += [(second, due.turn_id) for due in await at.turns.sweep(token=f"s{second}", batch=10)]
+            taken += [(second, due.turn_id) for due in (await at.turns.sweep(token=f"s{second}", batch=10)).due]
     assert taken == [(3, turn.turn_id), (6, turn.turn_id), (9, turn.turn_id)]
 
 
@@ -165,7 +194,7 @@ async def test_a_router_renews_the_turns_that_wait_for_a_replica(redis_server: R
                 await at.set_clock(now)
 
                 async def renewed(now: int = now) -> bool:
-                    return await at.redis.zscore("aurora:turns:open", new.turn_id) == now + 3_000
+                    return await at.redis.zscore("aurora:turns:open", new.turn_id) == now + LEASE_MS
 
                 await until(renewed)
         assert pool.asked == 1, "nobody else took it meanwhile"
@@ -236,9 +265,9 @@ async def test_the_first_death_is_answered_at_once_and_the_second_waits_a_lease(
     lease = await at.redis.zscore("aurora:turns:open", turn.turn_id)
     assert await at.turns.redispatch(turn.turn_id, dispatch="d2", run="r2", token="d3") is Verdict.WAIT
     assert await at.redis.zscore("aurora:turns:open", turn.turn_id) == lease, "waiting must not prolong the dead run's lease"
-    assert await at.turns.sweep(token="s", batch=9) == []
+    assert (await at.turns.sweep(token="s", batch=9)).due == []
     await fall_due(at, turn.turn_id)
-    (due,) = await at.turns.sweep(token="s", batch=9)
+    (due,) = (await at.turns.sweep(token="s", batch=9)).due
     assert (due.turn_id, due.attempt, due.pool) == (turn.turn_id, 2, "scripted")
 
 
@@ -277,7 +306,7 @@ async def test_a_stop_whose_caller_died_is_carried_out_by_a_router(at: Store) ->
 
 async def test_an_open_turn_whose_record_is_missing_is_forgotten(at: Store) -> None:
     await fall_due(at, "turn_nobody_knows")
-    assert await at.turns.sweep(token="s", batch=9) == []
+    assert (await at.turns.sweep(token="s", batch=9)).due == []
     assert await at.redis.zscore("aurora:turns:open", "turn_nobody_knows") is None
     with pytest.raises(TurnNotFound):
         await at.turns.read("turn_nobody_knows")

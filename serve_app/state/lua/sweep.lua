@@ -1,9 +1,15 @@
 -- Hand turns whose lease has lapsed to the caller, each to exactly one (law 7).
 -- ARGV: 1 token of this sweep, 2 how many at most
--- Returns a flat list: turn_id, token, personality, attempt, barren, stopping, overdue, pool, closing …
+-- Returns the ms until the next lease lapses ('' where no turn is open), then a flat list:
+-- turn_id, token, personality, attempt, barren, stopping, overdue, pool, closing …
 -- The token is a new dispatch token; of a turn that is closing, it is that of whoever closed it, for `announce`.
 -- A lost reply heals by itself: the turns are due again one lease later. With replicas, a caller that was handed turns waits
 -- for what was written before it acts on them: their messages and ends are kept from then on (law 8).
+local function until_next_lapse(now)
+  local first = redis.call('ZRANGE', K.open, 0, 0, 'WITHSCORES')
+  return first[2] and ms(math.max(0, tonumber(first[2]) - now)) or ''
+end
+
 local now, last = now_ms(), tonumber(redis.call('GET', K.sweep) or '0')
 redis.call('SET', K.sweep, ms(now))
 if last == 0 or last > now or now - last > SWEEP_GAP_MS then
@@ -19,11 +25,11 @@ if last == 0 or last > now or now - last > SWEEP_GAP_MS then
       redis.call('HINCRBY', K.turn .. id, 'deadline', ms(now - last))
     end
   end
-  return {}
+  return { until_next_lapse(now) }
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.open, '(' .. ms(now + LEASE_MS), '+inf')) do lease(id, now) end
 
-local out = {}
+local out = { '' }
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.open, '-inf', ms(now), 'LIMIT', 0, tonumber(ARGV[2]))) do
   local key = K.turn .. id
   local t = redis.call('HMGET', key, 'state', 'personality', 'attempt', 'barren', 'stopping', 'deadline', 'pool', 'token')
@@ -41,4 +47,5 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.open, '-inf', ms(now), 'LIMIT'
     for _, v in ipairs(due) do out[#out + 1] = v end
   end
 end
+out[1] = until_next_lapse(now)
 return out
