@@ -5,11 +5,10 @@ from typing import Any
 
 from ray.serve import Application
 
-from deployments.config import ChatArgs, PoolArgs, load_personalities
+from deployments.config import ChatArgs, PoolArgs, gather, load_personalities
 from deployments.inference import Inference
 from deployments.ingress import Ingress
 from deployments.router import PersonalityRouter
-from serve_app.chat.personalities import Personalities
 
 PROJECT = Path(__file__).resolve().parents[1]
 """Relative folders in a configuration are meant from here: replicas have working directories of their own."""
@@ -39,7 +38,7 @@ def chat(args: dict[str, Any]) -> Application:
     checked = ChatArgs.model_validate(args)
     members = load_personalities(PROJECT / checked.personalities)
     user_config = {"personalities": [member.model_dump(mode="json") for member in members]}
-    personalities = Personalities(members, default=checked.default_personality)
+    personalities = gather(user_config, checked)
     routers: Any = PersonalityRouter
     ingresses: Any = Ingress
     router = routers.options(user_config=user_config).bind(checked)

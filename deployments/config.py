@@ -40,7 +40,11 @@ class ChatArgs(_Config):
         "configs/personalities", description="Folder of personality files, used where user_config gives none."
     )
     default_personality: str = Field("robbie", description="Who answers where a request names nobody.")
-    pools: dict[str, PoolDescription] = Field(min_length=1, description="Pool applications by name, and what speaks there.")
+    pools: dict[str, PoolDescription] = Field(
+        min_length=1,
+        description="Pool applications by name, and what speaks there. In this order they are tried for a personality that names "
+        "no pools of its own.",
+    )
     limits: OptionLimits = Field(
         default_factory=lambda: OptionLimits.model_validate({}), description="What requests may ask for."
     )
@@ -83,10 +87,14 @@ def load_personalities(folder: str | Path) -> list[Personality]:
     return found
 
 
-def gather(user_config: object, default: str) -> Personalities:
-    """Return the personalities that a `user_config` holds.
+def gather(user_config: object, args: ChatArgs) -> Personalities:
+    """Return the personalities that a `user_config` holds, each with the chain of pools that may speak for it.
 
     Raises:
-        ValueError: it holds none, or the default one is not among them.
+        ValueError: it holds none, the default one is not among them, or one names a pool that this application does not have.
     """
-    return Personalities(UserConfig.model_validate(user_config).personalities, default=default)
+    members = [member.speaking_through(args.pools) for member in UserConfig.model_validate(user_config).personalities]
+    unknown = {choice.pool for member in members for choice in member.pools} - set(args.pools)
+    if unknown:
+        raise ValueError(f"A personality names pools that this application does not have: {', '.join(sorted(unknown))}.")
+    return Personalities(members, default=args.default_personality)

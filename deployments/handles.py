@@ -7,7 +7,7 @@ constructors: `get_app_handle` hangs while the head is away.
 import asyncio
 import contextvars
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc  # type: ignore[import-untyped]
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -19,6 +19,8 @@ from serve_app.chat.service import Dispatcher
 from serve_app.chat.supervise import Pools
 from serve_app.chat.turns import Plan
 
+TakenTurn: TypeAlias = tuple[str, str, str, str]
+"""turn_id, dispatch token, personality, the replica that answered its conversation before."""
 CALLS_AT_ONCE = 2
 """Calls to routers that one ingress has on their way; more turns than that share."""
 TAKE_TIMEOUT_S = 3.0
@@ -35,13 +37,13 @@ class RouterHandle(Dispatcher):
         """Use the handle that Serve bound into the ingress."""
         # The method's handle is made once: every attribute access on a handle copies all of its options.
         self._take_turns = _prefer_local(handle).take_turns
-        self._waiting: list[tuple[tuple[str, str, str], asyncio.Future[None]]] = []
+        self._waiting: list[tuple[TakenTurn, asyncio.Future[None]]] = []
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
+    async def take_turn(self, turn_id: str, *, token: str, personality: str, warm: str = "") -> None:
         """See `Dispatcher.take_turn`."""
         taken = asyncio.get_running_loop().create_future()
-        self._waiting.append(((turn_id, token, personality), taken))
+        self._waiting.append(((turn_id, token, personality, warm), taken))
         self._call()
         await taken
 
@@ -57,7 +59,7 @@ class RouterHandle(Dispatcher):
         self._calls.discard(call)
         self._call()
 
-    async def _take(self, batch: list[tuple[tuple[str, str, str], asyncio.Future[None]]]) -> None:
+    async def _take(self, batch: list[tuple[TakenTurn, asyncio.Future[None]]]) -> None:
         error: BaseException | None = None
         try:
             async with asyncio.timeout(TAKE_TIMEOUT_S):
@@ -85,14 +87,16 @@ class PoolHandles(Pools):
         self._elsewhere = {name: _anywhere(_inference(name)).run_turn for name in names}
         self._timeout_s = timeout_s
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         """See `Pools.run_turn`. `elsewhere` may still be here: then it is refused, and asked again."""
         run_turn = (self._elsewhere if elsewhere else self._run_turn).get(plan.pool)
         if run_turn is None:
             raise EngineUnavailable(f"There is no pool {plan.pool!r}.")
         try:
             async with asyncio.timeout(self._timeout_s):
-                return str(await run_turn.remote(turn_id, dispatch, run, plan))
+                return str(await run_turn.remote(turn_id, dispatch, run, plan, prefer=prefer))
         except BackPressureError as full:
             raise Overloaded() from full
         except RayTaskError as failed:

@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import logging
-from typing import Any
 
 from ray import serve
 
@@ -12,10 +11,13 @@ from deployments.meter import RayMeter
 from deployments.replica import prepare_replica
 from deployments.store import open_store
 from serve_app.chat.drain import Departure, DrainWatch
+from serve_app.chat.errors import EngineError
 from serve_app.chat.generate import Generator, GeneratorConfig
+from serve_app.chat.replicas import ReplicaPresence, ReplicaRecord, ReplicaStatus
 from serve_app.chat.turns import Plan, Verdict
 from serve_app.engines import make_engine
 from serve_app.state.drain import RedisDrains
+from serve_app.state.nodes import RedisReplicas
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +28,18 @@ class Inference:
 
     def __init__(self, args: PoolArgs) -> None:
         """Make the engine; `start` happens with the first health check or run, on the replica's loop."""
-        self._settings = prepare_replica()
+        self._settings = settings = prepare_replica()
         self._args = args
-        self._engine = make_engine(args.engine)
+        self._engine = make_engine(args.engine, ollama_url=self._settings.ollama_url)
         self._departure = Departure()
+        context = serve.get_replica_context()
+        self._pool, self._replica = context.app_name, context.replica_id.unique_id
+        self._meter = RayMeter(settings.node_name)
+        self._store = open_store(settings, self._meter)
+        self._presence: ReplicaPresence | None = None
         self._watch: DrainWatch | None = None
         self._generator: Generator | None = None
+        self._failing = ""
         self._starting = asyncio.Lock()
         self._running: set[asyncio.Task[Verdict]] = set()
 
@@ -39,40 +47,64 @@ class Inference:
         if self._generator is None:
             async with self._starting:
                 if self._generator is None:
-                    await self._engine.start()
-                    run = self._args.run
-                    config = GeneratorConfig(
-                        first_piece_timeout_s=run.first_piece_timeout_s,
-                        piece_timeout_s=run.piece_timeout_s,
-                        history_messages=run.history_messages,
-                    )
-                    meter = RayMeter(self._settings.node_name)
-                    store = open_store(self._settings, meter)
-                    replica = serve.get_replica_context().replica_id.unique_id
-                    generator = Generator(
-                        store.turns,
-                        self._engine,
-                        node=self._settings.node_name,
-                        replica=replica,
-                        config=config,
-                        meter=meter,
-                        departure=self._departure,
-                    )
-                    await generator.__aenter__()
-                    self._watch = DrainWatch(
-                        RedisDrains(store.scripts),
-                        self._departure,
-                        node=self._settings.node_name,
-                        replica=f"Inference {replica}",
-                        in_hand=lambda: generator.running,
-                    )
-                    await self._watch.__aenter__()
-                    self._generator = generator
-                    log.info("Engine %s, model %s, is ready.", self._engine.info.kind, self._engine.info.model)
+                    self._generator = await self._start()
         return self._generator
 
-    async def run_turn(self, turn_id: str, dispatch: str, run: str, plan: Plan) -> str:
-        """Claim a turn and run it to its end; return the verdict.
+    async def _start(self) -> Generator:
+        if self._presence is None:  # first, as an engine may take minutes, and says meanwhile what it is doing
+            self._presence = await ReplicaPresence(RedisReplicas(self._store.scripts), self._describe).__aenter__()
+        await self._engine.start()
+        run = self._args.run
+        config = GeneratorConfig(
+            first_piece_timeout_s=run.first_piece_timeout_s,
+            piece_timeout_s=run.piece_timeout_s,
+            history_messages=run.history_messages,
+        )
+        generator = Generator(
+            self._store.turns,
+            self._engine,
+            node=self._settings.node_name,
+            replica=self._replica,
+            config=config,
+            meter=self._meter,
+            departure=self._departure,
+        )
+        await generator.__aenter__()
+        self._watch = DrainWatch(
+            RedisDrains(self._store.scripts),
+            self._departure,
+            node=self._settings.node_name,
+            replica=f"Inference {self._replica}",
+            in_hand=lambda: generator.running,
+        )
+        await self._watch.__aenter__()
+        log.info("Engine %s, model %s, is ready.", self._engine.info.kind, self._engine.info.model)
+        return generator
+
+    def _describe(self) -> ReplicaRecord:
+        """Return how this replica is, for the routers and `aurora-cli status`."""
+        info, status, generator = self._engine.info, self._engine.status, self._generator
+        if generator is None:
+            how = ReplicaStatus.STARTING
+        elif self._departure.leaving:
+            how = ReplicaStatus.LEAVING
+        else:
+            how = ReplicaStatus.FAILING if self._failing else ReplicaStatus.READY
+        return ReplicaRecord(
+            replica=self._replica,
+            pool=self._pool,
+            node=self._settings.node_name,
+            status=how,
+            engine=info.kind,
+            model=info.model,
+            models=status.models,
+            busy=max(status.busy, generator.running if generator is not None else 0),
+            slots=status.slots,
+            note=self._failing or status.note,
+        )
+
+    async def run_turn(self, turn_id: str, dispatch: str, run: str, plan: Plan, prefer: str = "") -> str:
+        """Claim a turn and run it to its end; return the verdict. `prefer` brought it here: see `PreferredReplica`.
 
         The run is a task of its own, in a context of its own, and shielded: Serve cancels child calls when a caller
         goes, and a turn outlives its router (law 4).
@@ -90,20 +122,24 @@ class Inference:
         generator.check()
         if self._watch is not None:
             self._watch.check()
-        await self._engine.check()
+        if self._presence is not None:
+            self._presence.check()
+        try:
+            await self._engine.check()
+        except EngineError as error:
+            self._failing = error.message  # the routers go elsewhere at once; Serve replaces a replica after three such checks
+            raise
+        self._failing = ""
 
     async def __del__(self) -> None:
         """Release the engine; Serve awaits this after draining."""
         for run in self._running:
             run.cancel()  # before its engine goes: it must not end a turn that another replica can go on with
         await asyncio.gather(*self._running, return_exceptions=True)
+        if self._presence is not None:
+            await self._presence.__aexit__()
         if self._watch is not None:
             await self._watch.__aexit__()
         if self._generator is not None:
             await self._generator.__aexit__()
         await self._engine.close()
-
-    def about(self) -> dict[str, Any]:
-        """Return what this replica is, for status pages."""
-        info = self._engine.info
-        return {"engine": info.kind, "model": info.model, "language_model": info.language_model}

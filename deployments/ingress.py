@@ -24,7 +24,7 @@ from serve_app.chat.service import ChatService, ServiceConfig
 from serve_app.state.bus import RedisBus
 from serve_app.state.conversations import RedisConversations
 from serve_app.state.drain import RedisDrains
-from serve_app.state.nodes import RedisNodes
+from serve_app.state.nodes import RedisNodes, RedisReplicas
 from serve_app.state.sessions import RedisSessions
 
 PING_TIMEOUT_S = 0.5
@@ -76,11 +76,12 @@ class Ingress:
             EngineView(pool=name, engine=p.engine, model=p.model, language_model=p.language_model)
             for name, p in self._args.pools.items()
         ]
-        return build_app(self._service, Access(), About(engines, ping=self._ping, presence=self._presence))
+        replicas = RedisReplicas(self._store.scripts)
+        return build_app(self._service, Access(), About(engines, ping=self._ping, presence=self._presence, replicas=replicas))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take other personalities, from now on."""
-        self._service.personalities = gather(user_config, self._args.default_personality)
+        self._service.personalities = gather(user_config, self._args)
         await self._start_bus()
 
     async def _start_bus(self) -> None:

@@ -23,4 +23,9 @@ class Settings(BaseSettings):
         ge=0,
         description="On how many Redis replicas a message or an answer must be before it is acknowledged; 0: one Redis alone.",
     )
+    ollama_url: str = Field(
+        "127.0.0.1:11434",
+        pattern=r"^(https?://)?[^\s/]+/?$",
+        description="This node's Ollama server, for pools that name none; http where it says nothing else.",
+    )
     loopback: bool = Field(False, description="Bind Serve's inter-deployment ports to the loopback address only.")

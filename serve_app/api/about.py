@@ -7,6 +7,7 @@ from serve_app.api import errors, wire
 from serve_app.chat.messages import now
 from serve_app.chat.nodes import NodeStatus, Presence
 from serve_app.chat.personalities import Personalities
+from serve_app.chat.replicas import ReplicaStore
 
 ENDPOINTS = {
     "GET /": "Service info",
@@ -23,6 +24,7 @@ ENDPOINTS = {
     "GET /api/turns/{id}/events": "Follow or resume a turn (server-sent events)",
     "DELETE /api/turns/{id}": "Stop a turn",
     "GET /api/personalities": "Who there is to talk to",
+    "GET /api/pools": "What makes the answers, and how it is",
 }
 
 
@@ -30,12 +32,21 @@ class About:
     """Describes this deployment."""
 
     def __init__(
-        self, engines: list[wire.EngineView], *, ping: Callable[[], Awaitable[bool]], presence: Presence | None = None
+        self,
+        engines: list[wire.EngineView],
+        *,
+        ping: Callable[[], Awaitable[bool]],
+        presence: Presence | None = None,
+        replicas: ReplicaStore | None = None,
     ) -> None:
-        """Name `engines`; `ping` says whether Redis answers, `presence` which nodes there are and whether this one leaves."""
+        """Name `engines`; `ping` says whether Redis answers, `presence` which nodes there are and whether this one leaves.
+
+        `replicas` knows how those of the pools are.
+        """
         self._engines = engines
         self._ping = ping
         self._presence = presence
+        self._replicas = replicas
 
     def info(self, node: str, personalities: Personalities) -> wire.ServiceInfo:
         """Return what `GET /` says; the engines are always named, so that nobody takes a script for a language model."""
@@ -55,6 +66,25 @@ class About:
             endpoints=ENDPOINTS,
             docs="/docs",
         )
+
+    async def pools(self, node: str) -> wire.PoolList:
+        """Return what `GET /api/pools` says.
+
+        Raises:
+            StoreUnavailable: the store did not answer.
+        """
+        replicas = await self._replicas.list() if self._replicas is not None else ()
+        views = [
+            wire.PoolView(
+                pool=e.pool,
+                engine=e.engine,
+                model=e.model,
+                language_model=e.language_model,
+                replicas=[replica for replica in replicas if replica.pool == e.pool],
+            )
+            for e in self._engines
+        ]
+        return wire.PoolList(pools=views, node=node)
 
     async def health(self, node: str) -> wire.HealthView:
         """Return what `GET /health` says.

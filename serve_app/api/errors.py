@@ -64,6 +64,7 @@ TABLE: dict[str, tuple[int, int]] = {
     errors.ReplicaLeaving.code: (503, 4012),
     errors.EngineTimeout.code: (504, 4004),
     errors.EngineRejected.code: (422, 4500),
+    errors.ContinuationRefused.code: (502, 4002),
     errors.EmptyReply.code: (502, 4002),
     errors.AttemptsExhausted.code: (503, 4003),
     errors.DeadlineExceeded.code: (504, 4004),

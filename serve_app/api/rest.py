@@ -207,6 +207,10 @@ def routes(service: ChatService, access: Access, about: About) -> APIRouter:
         await service.delete_conversation(_conversation_id(conversation_id), client_id=_known(caller))
         return Response(status_code=204)
 
+    @router.get("/api/pools", tags=["service"], response_model=wire.PoolList, summary="What makes the answers, and how it is")
+    async def pools() -> Response:
+        return _json(await about.pools(service.node))
+
     @router.get("/api/personalities", tags=["service"], response_model=wire.PersonalityList, summary="Who there is to talk to")
     async def personalities() -> Response:
         views = [_personality_view(p, service.personalities.pinned(p.name).version) for p in service.personalities]
@@ -237,6 +241,7 @@ def _whole(end: End) -> Response:
             turn_id=end.turn_id,
             status=end.type,
             generated_on=end.generated_on,
+            pool=end.pool,
             model=end.model,
             attempt=end.attempt,
             receipt=end.receipt,
@@ -323,5 +328,5 @@ def _personality_view(personality: Personality, version: str) -> wire.Personalit
         display_name=personality.display_name,
         description=personality.description,
         version=version,
-        pools=list(personality.pools),
+        pools=[choice.pool for choice in personality.pools],
     )

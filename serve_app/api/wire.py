@@ -9,6 +9,7 @@ from serve_app.chat.events import Receipt, Usage
 from serve_app.chat.ids import CLIENT_ID, CONVERSATION_ID, IDEMPOTENCY_KEY, PERSONALITY_NAME, TURN_ID
 from serve_app.chat.messages import Message
 from serve_app.chat.options import Options
+from serve_app.chat.replicas import ReplicaRecord
 
 MESSAGE_BYTES = 32 * 1024
 """Largest message, in bytes of UTF-8."""
@@ -85,7 +86,8 @@ class ChatResponse(_Wire):
     turn_id: str = Field(description="The turn.", examples=[TURN_EXAMPLE])
     status: str = Field(description="`done`, or `stopped` where somebody stopped it.", examples=["done"])
     generated_on: str = Field(description="The node that made the text.", examples=["star"])
-    model: str = Field(description="The model that made the text.", examples=["scripted-1"])
+    pool: str = Field(description="The pool that made its end.", examples=["scripted"])
+    model: str = Field(description="The model that made its end.", examples=["scripted-1"])
     attempt: int = Field(description="Which attempt ended the turn; 1 unless something died.", examples=[1])
     receipt: Receipt = Field(description="Proof of wholeness.", examples=[{"pieces": 12, "sha256": "2cf2…"}])
     usage: Usage | None = Field(
@@ -237,6 +239,25 @@ class ServiceInfo(_Wire):
     )
     endpoints: dict[str, str] = Field(description="What can be called.", examples=[{"POST /api/chat": "Send a message"}])
     docs: str = Field(description="Where the API is described.", examples=["/docs"])
+
+
+class PoolView(_Wire):
+    """A pool, and its replicas as they told of themselves within the last seconds."""
+
+    pool: str = Field(description="The pool.", examples=["ollama"])
+    engine: str = Field(description="Kind of its engine.", examples=["ollama"])
+    model: str = Field(description="Its model, as the configuration names it.", examples=["llama3.2"])
+    language_model: bool = Field(description="Whether it is one: false for scripts.", examples=[True])
+    replicas: list[ReplicaRecord] = Field(
+        description="Its replicas; none, where all sleep or the pool is starting.", examples=[[]]
+    )
+
+
+class PoolList(_Wire):
+    """What makes the answers, and how it is."""
+
+    pools: list[PoolView] = Field(description="The pools, in the configuration's order of preference.", examples=[[]])
+    node: str = Field(description="The node that served the request.", examples=["aurora"])
 
 
 class HealthView(_Wire):

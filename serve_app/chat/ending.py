@@ -39,6 +39,7 @@ async def _end(turns: TurnStore, turn_id: str, held: Held | Verdict, error: Chat
         "node": held.node,
         "generated_on": held.generated_on,
         "personality": held.personality,
+        "pool": held.pool,
         "attempt": held.attempt,
         "timestamp": now(),
     }

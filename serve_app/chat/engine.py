@@ -26,6 +26,21 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class EngineStatus:
+    """How an engine is now, as its replica tells the routers and `aurora-cli status`.
+
+    `models` are those that it holds ready in memory, `busy` how many replies it is at, `slots` how many it can be at before one
+    waits for another (0: any number), `note` what it is doing for people, like "pulling llama3.2: 43 %"; empty when there is
+    nothing to tell.
+    """
+
+    models: tuple[str, ...] = ()
+    busy: int = 0
+    slots: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class PromptMessage:
     """One message as an engine sees it."""
 
@@ -35,10 +50,14 @@ class PromptMessage:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an engine answers: the personality and the conversation so far, the user's message last."""
+    """What an engine answers: the personality and the conversation so far, the user's message last.
+
+    `model` is the one that the personality's plan names, for an engine that has several; empty: the engine's own.
+    """
 
     personality: Personality
     messages: tuple[PromptMessage, ...]
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,11 @@ class Engine(Protocol):
         """What this engine is. Cheap, always available, also before `start`."""
         ...
 
+    @property
+    def status(self) -> EngineStatus:
+        """How this engine is now. Cheap, always available, also during `start`."""
+        ...
+
     async def start(self) -> None:
         """Make ready to generate.
 
@@ -80,7 +104,9 @@ class Engine(Protocol):
         Closing the generator stops the work behind it.
 
         Raises:
-            EngineError: from the iteration; what was yielded before stands.
+            EngineUnavailable: from the iteration: what it needs is gone; another replica may go on.
+            ContinuationRefused: it cannot go on from `continue_from`; an engine of another pool may.
+            EngineError: the same, whatever else is wrong. What was yielded before stands.
         """
         ...
 

@@ -18,6 +18,7 @@
     │  │  └─ ReplicaLeaving      replica_leaving        yes
     │  ├─ EngineTimeout          engine_timeout         yes
     │  ├─ EngineRejected         engine_rejected        no
+    │  ├─ ContinuationRefused    continuation_refused   yes
     │  └─ EmptyReply             empty_reply            yes
     ├─ AttemptsExhausted         attempts_exhausted     yes
     └─ DeadlineExceeded          deadline_exceeded      yes
@@ -143,6 +144,12 @@ class EngineRejected(EngineError):
 
     code = "engine_rejected"
     retryable = False
+
+
+class ContinuationRefused(EngineError):
+    """The engine cannot go on from what was already said. What was said is kept; send the message again for a new answer."""
+
+    code = "continuation_refused"
 
 
 class EmptyReply(EngineError):

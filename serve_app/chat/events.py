@@ -69,6 +69,8 @@ class Started(_Event):
     node: str
     attempt: int
     replica: str = ""
+    pool: str = ""
+    model: str = ""
 
 
 class Piece(_Event):
@@ -81,7 +83,11 @@ class Piece(_Event):
 
 
 class Takeover(_Event):
-    """A later attempt goes on after piece `after_seq`; not counted in seq."""
+    """A later attempt goes on after piece `after_seq`; not counted in seq.
+
+    `reason`: the attempt before was `lost`, its node is leaving (`moved`), its engine failed (`gave_up`), or could not answer
+    this turn (`unfit`).
+    """
 
     type: Literal["takeover"] = "takeover"
     attempt: int
@@ -89,6 +95,8 @@ class Takeover(_Event):
     generated_on: str
     reason: str
     replica: str = ""
+    pool: str = ""
+    model: str = ""
 
 
 class Rewind(_Event):
@@ -114,6 +122,7 @@ class _End(_Event):
     node: str = ""
     generated_on: str = ""
     personality: str = ""
+    pool: str = ""
     model: str = ""
     attempt: int = 0
     timestamp: str = ""

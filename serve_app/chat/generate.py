@@ -14,10 +14,12 @@ from serve_app.chat.drain import Departure
 from serve_app.chat.engine import Engine, EnginePiece, Prefix
 from serve_app.chat.errors import (
     ChatError,
+    ContinuationRefused,
     DeadlineExceeded,
     EmptyReply,
     EngineError,
     EngineTimeout,
+    EngineUnavailable,
     ReplicaLeaving,
     StoreUnavailable,
 )
@@ -145,10 +147,11 @@ class Generator:
             replica=self._replica,
             plan=plan,
             window=self._config.history_messages,
+            model=f"{self._engine.info.kind}/{self._model(plan)}",
         )
         if isinstance(claim, Verdict):
             return claim
-        self._meter.count(ATTEMPTS, claim.plan.pool)
+        self._meter.count(ATTEMPTS, claim.plan.pool, self._model(claim.plan))
         if claim.attempt > 1:
             self._meter.count(TAKEOVERS, claim.plan.pool)
         loop = asyncio.get_running_loop()
@@ -158,8 +161,12 @@ class Generator:
         try:
             async with writer:
                 end = await self._generate(current, claim, run)
-            if isinstance(end[0], ReplicaLeaving):
-                return await move(self._turns, turn_id, writer, token=run, dispatch=dispatch, gives_up_at=current.gives_up_at)
+            if (back := _goes_back(end[0], claim.plan)) is not None:
+                if back is not Verdict.MOVED:
+                    log.warning("Turn %s, attempt %d: %s Another one goes on.", turn_id, claim.attempt, _said(end[0]))
+                return await move(
+                    self._turns, turn_id, writer, token=run, dispatch=dispatch, gives_up_at=current.gives_up_at, reason=back
+                )
             await self._finish(current, claim, end)
         except Superseded as superseded:
             log.warning("Turn %s, attempt %d: %s.", turn_id, claim.attempt, superseded.verdict.value)
@@ -171,9 +178,11 @@ class Generator:
     async def _generate(self, current: _Run, claim: Claim, run: str) -> tuple[ChatError | None, Usage]:
         """Let the engine speak into the writer; return why it ended badly, if so, and the usage."""
         writer = current.writer
-        prefix = Prefix(writer.text(), tuple(i for piece in claim.pieces for i in piece.token_ids))
+        # Another model's token ids mean nothing to this one: then it goes on from the text.
+        token_ids = tuple(i for piece in claim.pieces for i in piece.token_ids) if claim.same_model else ()
+        prefix = Prefix(writer.text(), token_ids)
         personality = claim.plan.personality.open()
-        prompt = build_prompt(personality, claim.history)
+        prompt = build_prompt(personality, claim.history, claim.plan.model)
         stream = self._engine.generate(prompt, claim.options.over(personality.options), prefix, run=run)
         # A task of its own, so that interrupting the engine can never cancel the writing down.
         current.listening = listening = asyncio.create_task(self._listen(current, stream))
@@ -257,13 +266,17 @@ class Generator:
             "node": claim.node,
             "generated_on": self._node,
             "personality": claim.plan.personality.name,
-            "model": self._engine.info.model,
+            "pool": claim.plan.pool,
+            "model": self._model(claim.plan),
             "attempt": claim.attempt,
             "timestamp": now(),
         }
         if error is None:
             return Done.model_validate({**facts, "usage": usage})
         return Failed.model_validate({**facts, "code": error.code, "message": error.message, "retryable": error.retryable})
+
+    def _model(self, plan: Plan) -> str:
+        return plan.model or self._engine.info.model
 
     async def _beats(self) -> None:
         """About once a second: renew all leases in one call, and interrupt engines that say nothing for too long.
@@ -292,3 +305,18 @@ class Generator:
                         run.interrupt(None)
                 beat_s = config.beat_s
             await asyncio.sleep(max(0.05, beat_s - (loop.time() - begun)))
+
+
+def _goes_back(error: ChatError | None, plan: Plan) -> Verdict | None:
+    """Return how a run gives its turn back instead of ending it; None where nobody else could do better."""
+    if isinstance(error, ReplicaLeaving):
+        return Verdict.MOVED
+    if isinstance(error, EngineUnavailable):
+        return Verdict.GAVE_UP if plan.spare_replica or plan.spare_pool else None
+    if isinstance(error, EngineTimeout | ContinuationRefused) or type(error) is EngineError:
+        return Verdict.UNFIT if plan.spare_pool else None
+    return None  # refused, empty, too late: it would be so everywhere
+
+
+def _said(error: ChatError | None) -> str:
+    return error.message if error else ""

@@ -30,6 +30,8 @@ class Message(BaseModel):
         None, description="`stopped` or `failed` where the reply did not reach its end.", examples=["stopped"]
     )
     generated_on: str | None = Field(None, description="The node that made the text.", examples=["star"])
+    pool: str | None = Field(None, description="The pool that made its end.", examples=["gpu"])
+    model: str | None = Field(None, description="The model that made its end.", examples=["llama3.2"])
 
 
 def now() -> str:

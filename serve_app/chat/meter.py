@@ -50,7 +50,7 @@ FIRST_PIECE = Metric(
     buckets=(0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
 )
 ATTEMPTS = Metric(
-    "aurora_attempts", Kind.COUNTER, "attempts", "Claims of a turn by a run: first attempts and takeovers.", ("pool",)
+    "aurora_attempts", Kind.COUNTER, "attempts", "Claims of a turn by a run: first attempts and takeovers.", ("pool", "model")
 )
 TAKEOVERS = Metric(
     "aurora_takeovers", Kind.COUNTER, "attempts", "Claims after the first: another run went on with the turn.", ("pool",)

@@ -1,4 +1,4 @@
-"""Moving a live answer off a replica whose node is leaving: another attempt goes on with it at once."""
+"""Moving a live answer off a replica whose node is leaving, or whose engine failed: another attempt goes on with it at once."""
 
 import asyncio
 
@@ -9,8 +9,17 @@ from serve_app.chat.writer import Superseded, Writer
 RETRY_S = 0.25
 
 
-async def move(turns: TurnStore, turn_id: str, writer: Writer, *, token: str, dispatch: str, gives_up_at: float) -> Verdict:
-    """Write down what was said and give the turn back to whoever dispatched it with `dispatch`; return `MOVED`.
+async def move(
+    turns: TurnStore,
+    turn_id: str,
+    writer: Writer,
+    *,
+    token: str,
+    dispatch: str,
+    gives_up_at: float,
+    reason: Verdict = Verdict.MOVED,
+) -> Verdict:
+    """Write down what was said and give the turn back to whoever dispatched it with `dispatch`; return `reason`.
 
     `writer` must have stopped appending. Tries, while the store is away, until the loop's time `gives_up_at`.
 
@@ -21,7 +30,7 @@ async def move(turns: TurnStore, turn_id: str, writer: Writer, *, token: str, di
     while True:
         try:
             verdict, seq = await turns.release(
-                turn_id, token=token, dispatch=dispatch, tail=writer.pieces[sent:], from_seq=sent + 1
+                turn_id, token=token, dispatch=dispatch, tail=writer.pieces[sent:], from_seq=sent + 1, reason=reason
             )
         except StoreUnavailable:
             if asyncio.get_running_loop().time() > gives_up_at:
@@ -29,7 +38,7 @@ async def move(turns: TurnStore, turn_id: str, writer: Writer, *, token: str, di
             await asyncio.sleep(RETRY_S)
             continue
         if verdict is Verdict.OK:
-            return Verdict.MOVED
+            return reason
         if verdict is not Verdict.EXPECT:
             raise Superseded(verdict)
         sent = seq - 1

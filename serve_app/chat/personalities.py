@@ -9,8 +9,9 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.chat.errors import PersonalityNotFound
 from serve_app.chat.ids import PERSONALITY_NAME
@@ -38,6 +39,22 @@ class Script(BaseModel):
     questions: tuple[str, ...] = Field(min_length=1, description="Questions that keep the conversation going.")
 
 
+class PoolChoice(BaseModel):
+    """A pool that may speak for a personality. In a file just its name, or `{pool: ollama, model: llama3.2}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pool: str = Field(min_length=1, description="Name of the pool.", examples=["ollama"])
+    model: str = Field(
+        "", description="The model wanted there, where the pool has several; empty: its own.", examples=["llama3.2"]
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return {"pool": given} if isinstance(given, str) else given
+
+
 class Personality(BaseModel):
     """Who answers. Frozen: a changed personality is another value with another `version`."""
 
@@ -47,11 +64,17 @@ class Personality(BaseModel):
     display_name: str = Field(min_length=1, max_length=64, description="The name for people.", examples=["Robbie"])
     description: str = Field(min_length=1, max_length=500, description="Who this is, in a sentence or two.")
     system: str = Field(min_length=1, max_length=16_000, description="The system prompt: who they are and how they speak.")
-    pools: tuple[str, ...] = Field(min_length=1, description="The pools that may speak for them, first choice first.")
+    pools: tuple[PoolChoice, ...] = Field(
+        (), description="The pools that may speak for them, first choice first; none: all of the configuration, in its order."
+    )
     options: Options = Field(
         default_factory=lambda: Options.model_construct(), description="Defaults where a request asks for nothing."
     )
     script: Script = Field(description="Their lines for the scripted engine.")
+
+    def speaking_through(self, pools: Iterable[str]) -> "Personality":
+        """Return this personality, with `pools` as its chain where it names none."""
+        return self if self.pools else self.model_copy(update={"pools": tuple(PoolChoice(pool=pool) for pool in pools)})
 
     def pinned(self) -> "PinnedPersonality":
         """Return this personality as a turn pins it."""

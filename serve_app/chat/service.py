@@ -35,7 +35,7 @@ TITLE_LENGTH = 60
 class Dispatcher(Protocol):
     """How an ingress hands a turn to a router."""
 
-    async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
+    async def take_turn(self, turn_id: str, *, token: str, personality: str, warm: str = "") -> None:
         """Have a router supervise the turn. A failure is no failure of the turn: a sweep finds it (law 7)."""
         ...
 
@@ -136,7 +136,7 @@ class ChatService:
 
     def _dispatch(self, begun: Begun, token: str) -> None:
         # Its own task and context: the caller may leave, the turn must not (law 4).
-        work = self._dispatcher.take_turn(begun.turn_id, token=token, personality=begun.personality)
+        work = self._dispatcher.take_turn(begun.turn_id, token=token, personality=begun.personality, warm=begun.warm)
         task: asyncio.Task[None] = asyncio.create_task(self._safely(begun.turn_id, work), context=contextvars.Context())
         self._dispatching.add(task)
         task.add_done_callback(self._dispatching.discard)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,8 +27,11 @@ from serve_app.chat.errors import (
 from serve_app.chat.events import Event, Queued
 from serve_app.chat.ids import new_token
 from serve_app.chat.meter import UNMEASURED, WAITING, Meter
-from serve_app.chat.personalities import Personalities
+from serve_app.chat.personalities import Personalities, Personality, PoolChoice
+from serve_app.chat.placing import Roster
 from serve_app.chat.turns import BARREN_ATTEMPTS, Due, Plan, TurnStore, Verdict
+
+_GIVEN_BACK = (Verdict.MOVED, Verdict.GAVE_UP, Verdict.UNFIT)
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +39,13 @@ log = logging.getLogger(__name__)
 class Pools(Protocol):
     """How a router reaches the replicas of a pool."""
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         """Have one replica of `plan.pool` claim and run the turn; return its `Verdict` when it is through.
 
-        The replicas of this node are preferred, but not `elsewhere`: when they are known to be leaving.
+        `prefer` is the replica wanted; another one where that has no room, or is gone. Without one, the replicas of this node are
+        preferred, but not `elsewhere`: when they are known to be leaving.
 
         Raises:
             ReplicaLeaving: the replica's node is leaving; nothing was claimed.
@@ -56,10 +62,13 @@ class SupervisorConfig:
     beat_s: float = 1.0
     hurried_beat_s: float = 0.2
     sweep_batch: int = 64
+    sweep_pause_s: float = 0.01
     retry_s: float = 0.25
     elsewhere_s: float = 0.05
     unclaimed_beats: int = 2
     """Beats after which a turn that no run has claimed goes to another replica; twice as many for every further try."""
+    queued_beats: int = 10
+    """The same where it is known to wait for a replica that is full: that one is silent for a reason."""
 
 
 @dataclass
@@ -81,10 +90,11 @@ class Supervisor:
         personalities: Personalities,
         config: SupervisorConfig | None = None,
         *,
+        roster: Roster | None = None,
         meter: Meter = UNMEASURED,
         departure: Departure | None = None,
     ) -> None:
-        """Dispatch through `pools`; `personalities` may be replaced at any time.
+        """Dispatch through `pools`, to the replicas of `roster`; `personalities` may be replaced at any time.
 
         While the node is leaving (`departure`), the other routers take on what is due, and what nobody here has claimed.
         """
@@ -92,6 +102,7 @@ class Supervisor:
         self._pools = pools
         self.personalities = personalities
         self._config = config or SupervisorConfig()
+        self._roster = roster or Roster(None)
         self._meter = meter
         self._departure = departure or Departure()
         self._waiting: dict[str, _Waiting] = {}
@@ -116,15 +127,18 @@ class Supervisor:
         if self._beat is not None and self._beat.done():
             raise RuntimeError("The router no longer sweeps.") from (None if self._beat.cancelled() else self._beat.exception())
 
-    def take(self, turn_id: str, *, token: str, personality: str) -> None:
-        """Supervise a turn that its ingress dispatched with `token`. Returns at once; a second call changes nothing."""
-        self._spawn(Due(turn_id, token, personality, attempt=0, barren=0, stopping=False, overdue=False))
+    def take(self, turn_id: str, *, token: str, personality: str, warm: str = "") -> None:
+        """Supervise a turn that its ingress dispatched with `token`. Returns at once; a second call changes nothing.
 
-    def _spawn(self, due: Due) -> None:
+        `warm` is the replica that answered its conversation before.
+        """
+        self._spawn(Due(turn_id, token, personality, attempt=0, barren=0, stopping=False, overdue=False), warm)
+
+    def _spawn(self, due: Due, warm: str = "") -> None:
         if due.token in self._supervised:
             return
         self._supervised.add(due.token)
-        self._task(self._supervise_safely(due))
+        self._task(self._supervise_safely(due, warm))
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         # A context of its own: in a request's context Serve would cancel what the work calls when the caller goes (law 4).
@@ -132,9 +146,9 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _supervise_safely(self, due: Due) -> None:
+    async def _supervise_safely(self, due: Due, warm: str) -> None:
         try:
-            await self._supervise(due)
+            await self._supervise(due, warm)
         except StoreUnavailable:
             log.warning("Turn %s is left to the sweep: the store is away.", due.turn_id)
         except Exception:
@@ -142,7 +156,7 @@ class Supervisor:
         finally:
             self._supervised.discard(due.token)
 
-    async def _supervise(self, due: Due) -> None:
+    async def _supervise(self, due: Due, warm: str) -> None:
         if due.closing:
             await self._turns.announce(due.turn_id, token=due.token)
             return
@@ -158,17 +172,29 @@ class Supervisor:
                 return
             # Rolled out of the configuration since its first claim: the pinned one goes on, this one is not looked at.
             personality = self.personalities.get(self.personalities.default)
+        await self._dispatch(due, personality, warm)
+
+    async def _dispatch(self, due: Due, personality: Personality, warm: str) -> None:
+        """Have replicas run a turn, one after the other, until it has its end, or is somebody else's."""
         pinned = self.personalities.pinned(personality.name)
-        pools = (due.pool,) if due.pool else personality.pools
         token, tried, elsewhere, patience = due.token, 0, self._departure.leaving, self._config.unclaimed_beats
+        failed: set[str] = set()
+        unfit: set[str] = set()
         while True:
+            # Where nothing is known of the replicas, a turn that has begun stays with its pool.
+            turns = 0 if due.pool else tried
+            place = self._roster.place(_chain(personality, due.pool), warm=warm, failed=failed, unfit=unfit, tried=turns)
             run = new_token()
-            plan = Plan(pools[tried % len(pools)], pinned)
+            plan = Plan(place.choice.pool, pinned, place.choice.model, place.spare_replica, place.spare_pool)
+            self._roster.sent(place.replica)
             try:
                 try:
                     async with asyncio.timeout(None) as call:
-                        self._waiting[token] = _Waiting(due.turn_id, patience, call)
-                        outcome = await self._pools.run_turn(due.turn_id, dispatch=token, run=run, plan=plan, elsewhere=elsewhere)
+                        beats = max(patience, self._config.queued_beats) if place.full else patience
+                        self._waiting[token] = _Waiting(due.turn_id, beats, call)
+                        outcome = await self._pools.run_turn(
+                            due.turn_id, dispatch=token, run=run, plan=plan, elsewhere=elsewhere, prefer=place.replica
+                        )
                 except TimeoutError:
                     # A frozen replica answers nothing, and no error comes. Should its run claim the turn after all, it is
                     # not dead: it is not to be taken back from, and the lease watches over it.
@@ -176,6 +202,7 @@ class Supervisor:
                     raise EngineUnavailable("The replica is silent.") from None
                 finally:
                     self._waiting.pop(token, None)
+                    self._roster.returned(place.replica)
             except (EngineUnavailable, Overloaded) as reason:
                 again = await self._turns.redispatch(due.turn_id, dispatch=token, run=run, token=new_token())
                 if again is Verdict.CLOSING:
@@ -183,25 +210,31 @@ class Supervisor:
                 if isinstance(again, Verdict):
                     log.info("Turn %s: %s; %s.", due.turn_id, reason.code, again.value)
                     return
+                failed.add(place.replica)
+                if not (isinstance(reason, Overloaded) or place.full):
+                    self._roster.shun(place.replica)
                 if isinstance(reason, ReplicaLeaving):
                     elsewhere = True
                     await asyncio.sleep(self._config.elsewhere_s)
                 elif again.attempt == due.attempt:  # it was never claimed: queue, cold start, no replica
                     tried += 1
-                    await asyncio.sleep(self._config.retry_s)
+                    await asyncio.sleep(0 if place.spare_replica or place.spare_pool else self._config.retry_s)
                 else:
                     log.warning("Turn %s: attempt %d died; the next one starts.", due.turn_id, again.attempt)
                 due, token = again, again.token
-                if due.pool:  # claimed before: the pool it was pinned to goes on, and no other (law 5)
-                    pools = (due.pool,)
                 error = self._hopeless(due)
                 if due.stopping or error is not None:
                     await fail_turn(self._turns, due.turn_id, None if due.stopping else error, mine=token, meter=self._meter)
                     return
             else:
-                if outcome == Verdict.MOVED:  # given back to this router: the pool it is pinned to goes on with it
-                    log.info("Turn %s is moved to another node.", due.turn_id)
-                    pools, elsewhere = (plan.pool,), True
+                if outcome in _GIVEN_BACK:  # to this router: it goes on at once, where that is possible
+                    log.info("Turn %s was given back (%s) and goes on elsewhere.", due.turn_id, outcome)
+                    failed.add(place.replica)
+                    if outcome == Verdict.UNFIT:
+                        unfit.add(plan.pool)
+                    else:
+                        self._roster.shun(place.replica)
+                    elsewhere = True
                     due = replace(due, attempt=due.attempt + 1, pool=plan.pool)
                     continue
                 if outcome == Verdict.EXHAUSTED:
@@ -227,14 +260,21 @@ class Supervisor:
                     await self._hand_over()
                 else:
                     await self._renew()
-                    await self._sweep()
+                    await self._sweep(until=begun + self._config.beat_s)
                 beat_s = self._config.beat_s
             await asyncio.sleep(max(0.05, beat_s - (loop.time() - begun)))
 
-    async def _sweep(self) -> None:
-        for due in await self._turns.sweep(token=new_token(), batch=self._config.sweep_batch):
-            log.warning("Turn %s was due (attempt %d); this router takes it on.", due.turn_id, due.attempt)
-            self._spawn(due)
+    async def _sweep(self, until: float) -> None:
+        """Take on what is due, and again in the moment when the next lease lapses, where that comes before the next beat."""
+        loop = asyncio.get_running_loop()
+        while True:
+            swept = await self._turns.sweep(token=new_token(), batch=self._config.sweep_batch)
+            for due in swept.due:
+                log.warning("Turn %s was due (attempt %d); this router takes it on.", due.turn_id, due.attempt)
+                self._spawn(due)
+            if swept.lapses_s is None or loop.time() + swept.lapses_s >= until:
+                return
+            await asyncio.sleep(max(swept.lapses_s, self._config.sweep_pause_s))
 
     async def _hand_over(self) -> None:
         """Let the other routers have what nobody has claimed; a claim that comes before them is as good."""
@@ -264,3 +304,11 @@ class Supervisor:
             it.beats_left -= 1
             if it.beats_left == 0 and token in self._waiting:
                 it.call.reschedule(0)
+
+
+def _chain(personality: Personality, last: str) -> Sequence[PoolChoice]:
+    """Return the pools that may answer, that of the `last` attempt first: its model goes on to the letter where it can."""
+    if not last:
+        return personality.pools
+    first = [choice for choice in personality.pools if choice.pool == last] or [PoolChoice(pool=last)]
+    return [*first, *(choice for choice in personality.pools if choice.pool != last)]

@@ -17,8 +17,11 @@ from serve_app.chat.messages import Message, Role
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import PinnedPersonality
 
-LEASE_MS = 3_000
-"""How long a turn belongs to its holder without a word from it, by the store's clock (law 7)."""
+LEASE_MS = 2_500
+"""How long a turn belongs to its holder without a word from it, by the store's clock (law 7).
+
+The law allows 3 s; half a second less leaves room for the next attempt to be under way within 3 s of a death.
+"""
 BARREN_ATTEMPTS = 3
 """Attempts in a row without a new piece, after which a turn ends as failed (law 7)."""
 
@@ -39,6 +42,10 @@ class Verdict(StrEnum):
     """The run died, and not for the first time: the turn is due when its lease lapses (law 7)."""
     MOVED = "moved"
     """The node of this run is leaving: the turn was given back, and goes on elsewhere at once."""
+    GAVE_UP = "gave_up"
+    """The replica's engine failed: the turn was given back, and another replica or pool may go on at once."""
+    UNFIT = "unfit"
+    """The pool's engine cannot answer this turn: it was given back, and another pool may go on at once."""
     EXHAUSTED = "exhausted"
     """Three attempts in a row brought no new piece (law 7)."""
 
@@ -74,14 +81,24 @@ class Begun:
     message_seq: int
     personality: str
     attached: bool = False
+    warm: str = ""
+    """The replica that answered this conversation before, and may hold its beginning in its cache."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a turn is answered; pinned at the first claim and the same for every later attempt (law 5)."""
+    """How a turn is answered. The personality is pinned at the first claim, and the same for every later attempt (law 5).
+
+    Pool and model are the attempt's own, taken from the personality's chain: a later one may go on in another pool where this
+    one is gone. `model` is empty for the pool's own. `spare_replica` and `spare_pool` say whether another replica of the pool, or
+    another pool of the chain, could go on should this one's engine fail.
+    """
 
     pool: str
     personality: PinnedPersonality
+    model: str = ""
+    spare_replica: bool = False
+    spare_pool: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,10 @@ class PastMessage(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """What a run gets with its claim: who it is, what to answer, and what was already said."""
+    """What a run gets with its claim: who it is, what to answer, and what was already said.
+
+    `same_model`: all that was said came from the run's own model, so that its token ids are to be gone on from.
+    """
 
     attempt: int
     client_id: str
@@ -115,14 +135,15 @@ class Claim:
     history: tuple[PastMessage, ...]
     pieces: tuple[LoggedPiece, ...]
     remaining_ms: int
+    same_model: bool = True
 
 
 @dataclass(frozen=True)
 class Due:
     """A turn whose holder is gone, handed to exactly one router together with a new dispatch token.
 
-    `pool` is the pinned plan's, empty before the first claim; `barren` counts attempts in a row without a new piece. One that
-    is `closing` has its end already, with the token of whoever ended it: all it needs is `TurnStore.announce`.
+    `pool` is that of the last attempt, empty before the first claim; `barren` counts attempts in a row without a new piece. One
+    that is `closing` has its end already, with the token of whoever ended it: all it needs is `TurnStore.announce`.
     """
 
     turn_id: str
@@ -134,6 +155,13 @@ class Due:
     overdue: bool
     pool: str = ""
     closing: bool = False
+
+
+class Swept(NamedTuple):
+    """What a sweep found: the turns that are due, and in how many seconds the next lease lapses, should nobody renew it."""
+
+    due: list[Due]
+    lapses_s: float | None
 
 
 @dataclass(frozen=True)
@@ -190,11 +218,21 @@ class TurnStore(Protocol):
         ...
 
     async def claim(
-        self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int, replica: str = ""
+        self,
+        turn_id: str,
+        *,
+        dispatch: str,
+        run: str,
+        node: str,
+        plan: Plan,
+        window: int,
+        replica: str = "",
+        model: str = "",
     ) -> Claim | Verdict:
         """Begin an attempt: exchange the dispatch token for the run's. Only this counts as an attempt (law 7).
 
-        `node` and `replica` say where it runs, `window` how many of the last messages the claim brings with it.
+        `node` and `replica` say where it runs, `model` which one exactly (its engine's kind too), `window` how many of the last
+        messages the claim brings with it.
         """
         ...
 
@@ -231,11 +269,19 @@ class TurnStore(Protocol):
         ...
 
     async def release(
-        self, turn_id: str, *, token: str, dispatch: str, tail: Sequence[LoggedPiece] = (), from_seq: int
+        self,
+        turn_id: str,
+        *,
+        token: str,
+        dispatch: str,
+        tail: Sequence[LoggedPiece] = (),
+        from_seq: int,
+        reason: Verdict = Verdict.MOVED,
     ) -> tuple[Verdict, int]:
         """Add the last pieces of a run that leaves its turn to another, and give the turn back to whoever has `dispatch`.
 
-        The turn is due at once, and the attempt does not count as barren. `from_seq` is the seq of the first of `tail`.
+        The turn is due at once. An attempt that was `MOVED` does not count as barren; one whose engine failed does, unless it
+        brought a piece. `from_seq` is the seq of the first of `tail`.
         """
         ...
 
@@ -254,7 +300,7 @@ class TurnStore(Protocol):
         """Take a turn back from a run that is known to be dead, whether or not it had claimed (`run`) its `dispatch`."""
         ...
 
-    async def sweep(self, *, token: str, batch: int) -> list[Due]:
+    async def sweep(self, *, token: str, batch: int) -> Swept:
         """Return turns that are due, each now dispatched to the caller (law 7); what they hold so far is kept (law 8)."""
         ...
 

@@ -16,10 +16,12 @@
 | `aurora:sweep` | string, ms of the last sweep | – | sweep |
 | `aurora:takeover:last` | string, JSON: when, which turn, from where to where | – | claim |
 | `aurora:barrier` | string, of no meaning | – | whoever waits for replicas and has nothing to write |
-| `aurora:node:{node}` | string, JSON | `NODE_SECONDS` after the node's last word | node |
+| `aurora:node:{node}` | string, JSON | `NODE_SECONDS` after the node's last word | register |
 | `aurora:node:{node}:drain` | string, JSON: until when, since when, by whom | `DRAIN_SECONDS` | `aurora-cli node drain` |
 | `aurora:node:{node}:left` | hash, by replica: JSON, what it has in hand | `DRAIN_SECONDS` | drain |
-| `aurora:nodes` | zset, node by expiry (ms) | – | node, nodes |
+| `aurora:nodes` | zset, node by expiry (ms) | – | register, registered |
+| `aurora:replica:{replica}` | string, JSON | `REPLICA_SECONDS` after the replica's last word | register |
+| `aurora:replicas` | zset, replica by expiry (ms) | – | register, registered |
 
 | channel | what |
 |---|---|
@@ -30,7 +32,6 @@
 The scripts get these names through `prelude()`, so that Lua and Python cannot disagree.
 """
 
-from serve_app.chat.nodes import NODE_SECONDS
 from serve_app.chat.turns import BARREN_ATTEMPTS, LEASE_MS
 
 SWEEP_GAP_MS = 2_000
@@ -59,6 +60,8 @@ _PREFIXES = {
     "barrier": "aurora:barrier",
     "node": "aurora:node:",
     "nodes": "aurora:nodes",
+    "replica": "aurora:replica:",
+    "replicas": "aurora:replicas",
     "chat_channel": "aurora:chat:message",
     "session_channel": "aurora:user:session",
     "client_channel": "aurora:client:",
@@ -107,5 +110,5 @@ def prelude(replicas: int) -> str:
         f"local LEASE_MS, SWEEP_GAP_MS, GRACE_MS, BARREN_ATTEMPTS = {LEASE_MS}, {SWEEP_GAP_MS}, {GRACE_MS}, {BARREN_ATTEMPTS}\n"
         f"local REPLICAS = {replicas}\n"
         f"local SESSION_SECONDS, LOG_SECONDS, TOMBSTONE_SECONDS = {SESSION_SECONDS}, {LOG_SECONDS}, {TOMBSTONE_SECONDS}\n"
-        f"local NODE_SECONDS, DRAIN_SECONDS = {NODE_SECONDS}, {DRAIN_SECONDS}\n"
+        f"local DRAIN_SECONDS = {DRAIN_SECONDS}\n"
     )

@@ -1,6 +1,7 @@
 """Turns in Redis: each method is one script of `lua/`, one round trip."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,7 +11,20 @@ from serve_app.chat.events import EVENT_VERSION, End, Event, parse_event
 from serve_app.chat.messages import Message, Role
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import PinnedPersonality
-from serve_app.chat.turns import Begun, Claim, Due, Held, LoggedPiece, NewTurn, PastMessage, Plan, Snapshot, TurnStore, Verdict
+from serve_app.chat.turns import (
+    Begun,
+    Claim,
+    Due,
+    Held,
+    LoggedPiece,
+    NewTurn,
+    PastMessage,
+    Plan,
+    Snapshot,
+    Swept,
+    TurnStore,
+    Verdict,
+)
 from serve_app.state.scripts import Scripts
 
 _ROLES = {role.value: role for role in Role}
@@ -48,22 +62,34 @@ class RedisTurns(TurnStore):
         if how == "refused":
             code, detail = rest
             raise _REFUSALS[code](turn_id=detail if code == "turn_in_progress" else "")
-        turn_id, conversation_id, seq, personality = rest
-        return Begun(turn_id, conversation_id, int(seq), personality, attached=how == "attached")
+        turn_id, conversation_id, seq, personality, warm = rest
+        return Begun(turn_id, conversation_id, int(seq), personality, attached=how == "attached", warm=warm)
 
     async def claim(
-        self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int, replica: str = ""
+        self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int, replica: str = "", model: str = ""
     ) -> Claim | Verdict:
         """See `TurnStore.claim`."""
         personality = plan.personality
-        fixed = (turn_id, dispatch, run, node, window, plan.pool, personality.name, personality.version, replica)
+        fixed = (
+            turn_id,
+            dispatch,
+            run,
+            node,
+            window,
+            plan.pool,
+            personality.name,
+            personality.version,
+            replica,
+            plan.model,
+            model,
+        )
         reply = await self._scripts.run("claim", *fixed, "")
         if reply[0] == b"describe":
             reply = await self._scripts.run("claim", *fixed, personality.document)
         how = reply[0].decode()
         if how != "ok":
             return Verdict(how)
-        attempt, client_id, conversation_id, at, pool, name, version, options, remaining, count = _texts(reply[1:11])
+        attempt, client_id, conversation_id, at, same_model, name, version, options, remaining, count = _texts(reply[1:11])
         if version != personality.version or name != personality.name:
             personality = PinnedPersonality(name, version, reply[11])
         end = 12 + int(count)
@@ -72,7 +98,7 @@ class RedisTurns(TurnStore):
             client_id=client_id,
             conversation_id=conversation_id,
             node=at,
-            plan=Plan(pool, personality),
+            plan=replace(plan, personality=personality),
             options=Options.model_validate_json(options),
             history=tuple(
                 PastMessage(_ROLES[message["role"]], message["content"], message.get("status", ""))
@@ -80,6 +106,7 @@ class RedisTurns(TurnStore):
             ),
             pieces=_pieces(reply[end:]),
             remaining_ms=int(remaining),
+            same_model=same_model == "1",
         )
 
     async def append(self, turn_id: str, *, token: str, pieces: Sequence[LoggedPiece]) -> tuple[Verdict, int]:
@@ -106,6 +133,7 @@ class RedisTurns(TurnStore):
             message: dict[str, object] = {
                 "role": Role.ASSISTANT, "content": end.content, "timestamp": end.timestamp, "node": end.node,
                 "personality": end.personality, "turn_id": turn_id, "generated_on": end.generated_on,
+                "pool": end.pool, "model": end.model,
             }  # fmt: skip
             if end.type != "done":
                 message["status"] = end.type
@@ -130,11 +158,20 @@ class RedisTurns(TurnStore):
         return verdict
 
     async def release(
-        self, turn_id: str, *, token: str, dispatch: str, tail: Sequence[LoggedPiece] = (), from_seq: int
+        self,
+        turn_id: str,
+        *,
+        token: str,
+        dispatch: str,
+        tail: Sequence[LoggedPiece] = (),
+        from_seq: int,
+        reason: Verdict = Verdict.MOVED,
     ) -> tuple[Verdict, int]:
         """See `TurnStore.release`. Fails at once where Redis is away, like `append`."""
         pieces = _pairs(turn_id, tail)
-        return _verdict(await self._scripts.run("release", turn_id, token, dispatch, from_seq, *pieces, patience_s=0))
+        return _verdict(
+            await self._scripts.run("release", turn_id, token, dispatch, reason.value, from_seq, *pieces, patience_s=0)
+        )
 
     async def hand_over(self, held: Sequence[tuple[str, str]]) -> None:
         """See `TurnStore.hand_over`. Tries once, like `renew`."""
@@ -156,10 +193,11 @@ class RedisTurns(TurnStore):
         how, *rest = _texts(await self._scripts.run("redispatch", turn_id, token, dispatch, run))
         return _due(turn_id, token, *rest) if how == "ok" else Verdict(how)
 
-    async def sweep(self, *, token: str, batch: int) -> list[Due]:
+    async def sweep(self, *, token: str, batch: int) -> Swept:
         """See `TurnStore.sweep`."""
-        flat = _texts(await self._scripts.run("sweep", token, batch, patience_s=0, kept=bool))
-        return [_due(*flat[i : i + 9]) for i in range(0, len(flat), 9)]
+        lapses_ms, *flat = _texts(await self._scripts.run("sweep", token, batch, patience_s=0, kept=lambda reply: len(reply) > 1))
+        due = [_due(*flat[i : i + 9]) for i in range(0, len(flat), 9)]
+        return Swept(due, int(lapses_ms) / 1000 if lapses_ms else None)
 
     async def read(self, turn_id: str, *, after: int = 0) -> Snapshot:
         """See `TurnStore.read`."""

@@ -9,7 +9,7 @@ from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, Prefix, Promp
 from serve_app.chat.errors import EngineUnavailable, Overloaded
 from serve_app.chat.events import Piece, Takeover
 from serve_app.chat.options import Options
-from serve_app.chat.personalities import Personalities
+from serve_app.chat.personalities import Personalities, PoolChoice
 from serve_app.chat.service import Ask
 from serve_app.chat.supervise import Supervisor, SupervisorConfig
 from serve_app.chat.turns import Plan, Verdict
@@ -61,7 +61,13 @@ class RecordingEngine(Engine):
 def rolled_out() -> Personalities:
     """The personalities after a roll-out: Robbie is another, with other defaults, in another pool."""
     changed = [
-        member.model_copy(update={"system": "You are somebody else.", "options": Options(max_tokens=3), "pools": ("elsewhere",)})
+        member.model_copy(
+            update={
+                "system": "You are somebody else.",
+                "options": Options(max_tokens=3),
+                "pools": (PoolChoice(pool="elsewhere"),),
+            }
+        )
         for member in personalities()
     ]
     return Personalities(changed, default="robbie")
@@ -127,7 +133,9 @@ class Chain:
         self._at = at
         self.asked: list[str] = []
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         self.asked.append(plan.pool)
         match len(self.asked):
             case 2:
@@ -140,7 +148,7 @@ class Chain:
 
 
 async def test_a_turn_that_has_begun_stays_with_its_pool_however_full_that_is(redis_server: RedisProcess) -> None:
-    who = personalities().get("robbie").model_copy(update={"pools": ("large", "small")})
+    who = personalities().get("robbie").model_copy(update={"pools": (PoolChoice(pool="large"), PoolChoice(pool="small"))})
     async with store(redis_server.url) as at:
         new, pools = new_turn(), Chain(at)
         await at.turns.begin(new)

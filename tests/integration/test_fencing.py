@@ -49,7 +49,7 @@ async def taken_over(at: Store) -> Open:
     turn = await open_turn(at)
     await at.turns.append(turn.turn_id, token=turn.run, pieces=logged(["One, ", "two, "]))
     await fall_due(at, turn.turn_id)
-    (due,) = await at.turns.sweep(token="s", batch=9)
+    (due,) = (await at.turns.sweep(token="s", batch=9)).due
     await claim(at, turn.turn_id, due.token, "the-second-run", node="star")
     return turn
 
@@ -148,7 +148,7 @@ async def test_a_turn_ends_once_whoever_races_to_end_it(redis_server: RedisProce
                 mine = turn.run
                 if holder == "router":
                     await fall_due(nodes[0], turn.turn_id)
-                    ((mine,),) = [[due.token] for due in await nodes[0].turns.sweep(token="s", batch=9)]
+                    ((mine,),) = [[due.token] for due in (await nodes[0].turns.sweep(token="s", batch=9)).due]
                 published.drain()
                 await _race(nodes, turn, mine)
                 ends = ends_in(published.drain(), turn.turn_id)

@@ -15,7 +15,7 @@ from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask
 from serve_app.chat.supervise import Supervisor, SupervisorConfig
-from serve_app.chat.turns import Plan, Snapshot, Verdict
+from serve_app.chat.turns import LEASE_MS, Plan, Snapshot, Verdict
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack, personalities
 from tests.support.turn_tools import FAKE_CLOCK, NOON, Store, ending, fall_due, logged, new_turn, open_turn, plan, store
@@ -131,7 +131,9 @@ class NeverThere:
         self.calls = 0
         self.answers: asyncio.Queue[str] = asyncio.Queue()
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         self.calls += 1
         return await self.answers.get()
 
@@ -145,7 +147,7 @@ async def at(redis_server: RedisProcess) -> AsyncIterator[Store]:
 async def taken_away(at: Store, turn_id: str) -> str:
     """Let the lease of a turn lapse, and give it to a router; return the new dispatch token."""
     await fall_due(at, turn_id)
-    (due,) = await at.turns.sweep(token="router", batch=9)
+    (due,) = (await at.turns.sweep(token="router", batch=9)).due
     return due.token
 
 
@@ -235,7 +237,7 @@ async def test_a_turn_that_waits_for_a_replica_ends_at_its_deadline(redis_server
                 end = (await at.turns.read(new.turn_id)).end
     assert isinstance(end, Failed)
     assert end.code == "deadline_exceeded"
-    assert clock <= NOON + 2_000 + 2 * 3_000 + 3_000 + 2 * 500, "the deadline, some grace for its run, one lease, two beats"
+    assert clock <= NOON + 2_000 + 2 * LEASE_MS + LEASE_MS + 2 * 500, "the deadline, some grace for its run, one lease, two beats"
 
 
 async def swept(at: Store) -> bool:
@@ -299,7 +301,7 @@ class Replica(Inference.func_or_class):  # type: ignore[misc, name-defined]
     def __init__(self, engine: Engine, generator: Generator) -> None:
         self._engine, self._generator = engine, generator
         self._running: set[asyncio.Task[Verdict]] = set()
-        self._watch = None
+        self._watch = self._presence = None
 
     def __del__(self) -> None:
         """Is Python's here; Serve awaits its own."""

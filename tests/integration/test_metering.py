@@ -47,7 +47,7 @@ async def ended(tally: Tally) -> dict[tuple[str, ...], int]:
 async def test_a_turn_is_counted_once_with_personality_pool_and_outcome(measured: Stack, tally: Tally) -> None:
     await whole(measured.service.ask(Ask(client_id="ann", message=MESSAGE, personality="kristina")))
     assert await ended(tally) == {("kristina", "scripted", "done", ""): 1}
-    assert tally.counts[("aurora_attempts", "scripted")] == 1
+    assert tally.counts[("aurora_attempts", "scripted", "scripted-1")] == 1
     assert tally.counts[("aurora_takeovers", "scripted")] == 0
     (first,) = tally.values[("aurora_first_piece_seconds",)]
     assert 0 < first < 5
@@ -75,7 +75,7 @@ async def test_a_takeover_is_counted_with_the_pause_that_the_follower_saw(measur
         await heard.pieces(5)
         measured.pool.kill_run(turn_id)
         await heard.end()
-    assert tally.counts[("aurora_attempts", "scripted")] == 2
+    assert tally.counts[("aurora_attempts", "scripted", "scripted-1")] == 2
     assert tally.counts[("aurora_takeovers", "scripted")] == 1
     assert await ended(tally) == {("robbie", "scripted", "done", ""): 1}
     (pause,) = tally.values[("aurora_takeover_pause_seconds",)]

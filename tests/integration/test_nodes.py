@@ -51,7 +51,9 @@ async def test_a_node_without_an_address_knows_the_others_and_is_not_named(redis
 async def test_what_a_newer_release_says_of_its_node_is_passed_over(redis_server: RedisProcess) -> None:
     async with store(redis_server.url) as at:
         await at.nodes.register(STAR)
-        await at.scripts.run("node", "newer", '{"node": "newer", "url": "http://10.0.0.9:8000", "status": "resting"}')
+        await at.scripts.run(
+            "register", "node", "newer", '{"node": "newer", "url": "http://10.0.0.9:8000", "status": "resting"}', 10
+        )
         assert list(await at.nodes.list()) == [STAR]
 
 

@@ -137,7 +137,7 @@ class Life:
     async def die(self) -> None:
         if self._barren < BARREN_ATTEMPTS:
             await fall_due(self._at, self.new.turn_id)
-            (due,) = await self._at.turns.sweep(token=f"sweep-{self.attempt}-{self._words}", batch=9)
+            (due,) = (await self._at.turns.sweep(token=f"sweep-{self.attempt}-{self._words}", batch=9)).due
             await self._claim(due.token)
 
     async def lose(self, count: int) -> None:

@@ -42,7 +42,8 @@ LUA = Path(serve_app.state.__file__).parent / "lua"
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua") if not path.stem.startswith("_"))
 
 ANSWERS_DIFFERENTLY: dict[str, Callable[[Any, Any], bool]] = {
-    "sweep": lambda first, second: second == [],  # what was handed out is leased now; what got lost is due one lease later
+    # Only when the next lease lapses: what was handed out is leased now, and what got lost is due one lease later.
+    "sweep": lambda first, second: len(second) == 1,
     "drain": lambda first, second: first is not None and int(second) == int(first) - 1_500,  # what time there is left
     "session": lambda first, second: second[1] == b"",  # a session is new once
 }
@@ -107,7 +108,7 @@ async def end_while_everybody_looks(at: Store) -> None:
         await turns.announce(turn.turn_id, token="somebody")
         if helper == "sweeper":
             await fall_due(at, turn.turn_id)
-            (due,) = await turns.sweep(token="s", batch=9)
+            (due,) = (await turns.sweep(token="s", batch=9)).due
             await turns.announce(turn.turn_id, token=due.token)
         else:
             await turns.announce(turn.turn_id)
@@ -166,7 +167,7 @@ async def lead_a_life(at: Store) -> None:
     await claim(at, new.turn_id, "again-1", "run-2", node="star")
     await turns.redispatch(new.turn_id, dispatch="again-1", run="run-2", token="again-2")
     await fall_due(at, new.turn_id)
-    (due,) = await turns.sweep(token="sweep-1", batch=10)
+    (due,) = (await turns.sweep(token="sweep-1", batch=10)).due
     await claim(at, new.turn_id, due.token, "run-3", node="vengeance")
     await turns.read(new.turn_id)
     texts = ["Hel", "lo", " there", ", Ann."]

@@ -25,26 +25,29 @@ from serve_app.chat.meter import UNMEASURED, Meter
 from serve_app.chat.nodes import NodeStatus, Presence
 from serve_app.chat.options import OptionLimits
 from serve_app.chat.personalities import Personalities, Personality
+from serve_app.chat.placing import Roster
 from serve_app.chat.service import ChatService, ServiceConfig
-from serve_app.chat.supervise import Supervisor
+from serve_app.chat.supervise import Pools, Supervisor
 from serve_app.chat.turns import Plan
 from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
 from serve_app.state.bus import RedisBus
 from serve_app.state.connection import connect
 from serve_app.state.conversations import RedisConversations
 from serve_app.state.drain import RedisDrains
-from serve_app.state.nodes import RedisNodes
+from serve_app.state.nodes import RedisNodes, RedisReplicas
 from serve_app.state.scripts import Scripts
 from serve_app.state.sessions import RedisSessions
 from serve_app.state.turns import RedisTurns
 from tests.support.redis_process import free_port
+from tests.support.waiting import until
 
 PERSONALITIES = Path(__file__).resolve().parents[2] / "configs" / "personalities"
 
 
 def personalities() -> Personalities:
     files = sorted(PERSONALITIES.glob("*.yaml"))
-    return Personalities([Personality.model_validate(yaml.safe_load(f.read_text())) for f in files], default="robbie")
+    members = [Personality.model_validate(yaml.safe_load(f.read_text())).speaking_through(["scripted"]) for f in files]
+    return Personalities(members, default="robbie")
 
 
 class DirectPool:
@@ -54,12 +57,17 @@ class DirectPool:
         self.generator = generator
         self.others: list[DirectPool] = []
         self.runs: dict[str, asyncio.Task[Any]] = {}
+        self.begun = 0
+        """Runs so far."""
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         if elsewhere and self.others:
             return await self.others[0].run_turn(turn_id, dispatch=dispatch, run=run, plan=plan)
         task = asyncio.ensure_future(self.generator.run(turn_id, dispatch=dispatch, run=run, plan=plan))
         self.runs[turn_id] = task
+        self.begun += 1
         try:
             return str(await asyncio.shield(task))
         except asyncio.CancelledError:
@@ -89,7 +97,10 @@ class Stack:
         patience_s: float = 10.0,
         replicas: int = 0,
         meter: Meter = UNMEASURED,
+        pools: Pools | None = None,
+        people: Personalities | None = None,
     ) -> None:
+        people = people or personalities()
         self.redis = connect(url, replicas=replicas)
         self.scripts = Scripts(self.redis, replicas=replicas, patience_s=patience_s, clock=clock, meter=meter)
         self.turns = RedisTurns(self.scripts)
@@ -101,7 +112,10 @@ class Stack:
         self.departure = Departure()
         self.generator = Generator(self.turns, self.engine, node=node, config=run, meter=meter, departure=self.departure)
         self.pool = DirectPool(self.generator)
-        self.supervisor = Supervisor(self.turns, self.pool, personalities(), meter=meter, departure=self.departure)
+        self.roster = Roster(RedisReplicas(self.scripts) if pools else None, node=node, every_s=0.1)
+        self.supervisor = Supervisor(
+            self.turns, pools or self.pool, people, roster=self.roster, meter=meter, departure=self.departure
+        )
         limits = ServiceConfig(limits=OptionLimits(drill_options=True))
         self.service = ChatService(
             turns=self.turns,
@@ -109,7 +123,7 @@ class Stack:
             sessions=self.sessions,
             bus=self.bus,
             dispatcher=self,
-            personalities=personalities(),
+            personalities=people,
             node=node,
             config=service or limits,
             meter=meter,
@@ -117,8 +131,8 @@ class Stack:
         )
         self.port = 0
 
-    async def take_turn(self, turn_id: str, *, token: str, personality: str) -> None:
-        self.supervisor.take(turn_id, token=token, personality=personality)
+    async def take_turn(self, turn_id: str, *, token: str, personality: str, warm: str = "") -> None:
+        self.supervisor.take(turn_id, token=token, personality=personality, warm=warm)
 
     async def ping(self) -> bool:
         try:
@@ -127,10 +141,23 @@ class Stack:
         except Exception:  # noqa: BLE001 - whatever it is, Redis is away
             return False
 
+    async def take_over(self, turn_id: str) -> None:
+        """Let the run of a turn die, as with its replica, and return when the next one has begun, if not ended."""
+        begun = self.pool.begun
+        self.pool.kill_run(turn_id)
+
+        async def begun_again() -> bool:
+            if turn_id not in self.pool.runs and self.pool.begun == begun:
+                await self.redis.zadd("aurora:turns:open", {turn_id: 0}, xx=True)  # due at once
+            return self.pool.begun > begun
+
+        await until(begun_again)
+
     async def __aenter__(self) -> "Stack":
         self._exit = contextlib.AsyncExitStack()
         await self._exit.enter_async_context(self.bus)
         await self._exit.enter_async_context(self.generator)
+        await self._exit.enter_async_context(self.roster)
         await self._exit.enter_async_context(self.supervisor)
         return self
 
@@ -156,7 +183,8 @@ class Stack:
         """Serve on a real socket; gives the base URL. With `advertise`, tell the other nodes that URL."""
         engines = [EngineView(pool="scripted", engine="scripted", model="scripted-1", language_model=False)]
         self.presence = Presence(RedisNodes(self.scripts), node=self.service.node, url=advertise, every_s=0.1)
-        app = build_app(self.service, Access(), About(engines, ping=self.ping, presence=self.presence))
+        about = About(engines, ping=self.ping, presence=self.presence, replicas=RedisReplicas(self.scripts))
+        app = build_app(self.service, Access(), about)
         self.port = free_port()
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", lifespan="off"))
         task = asyncio.create_task(server.serve())

@@ -20,10 +20,10 @@ class Method:
         self.error: Exception | None = None
         self.taken: list[str] = []
 
-    async def remote(self, turns: list[tuple[str, str, str]]) -> None:
+    async def remote(self, turns: list[tuple[str, str, str, str]]) -> None:
         if self.error is not None:
             raise self.error
-        self.taken += [turn_id for turn_id, _, _ in turns]
+        self.taken += [turn_id for turn_id, *_ in turns]
 
 
 class Handle:

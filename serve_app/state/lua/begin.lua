@@ -2,7 +2,8 @@
 -- include: _accepted.lua
 -- Keep a user message and open its turn (laws 6, 11).
 -- ARGV 1: a JSON object with the fields of NewTurn, `message` (the stored form) and `options` (a string).
--- Returns {'begun'|'attached', turn_id, conversation_id, message seq, personality} or {'refused', code, detail}.
+-- Returns {'begun'|'attached', turn_id, conversation_id, message seq, personality, the replica that answered this conversation
+-- before or ''} or {'refused', code, detail}.
 -- Idempotent by turn_id: a second call finds its turn and answers the same. Refusals write nothing. With replicas, the
 -- caller waits for what was written before it says so to anybody, and the turn stays `untold` until then (law 8).
 local a = cjson.decode(ARGV[1])
@@ -12,7 +13,7 @@ local function known(how, turn_id)
   local t = redis.call('HMGET', K.turn .. turn_id, 'conversation_id', 'message_seq', 'personality')
   if not t[1] then return nil end
   barrier()
-  return { how, turn_id, t[1], t[2], t[3] }
+  return { how, turn_id, t[1], t[2], t[3], '' }
 end
 
 local again = known('begun', a.turn_id)
@@ -85,4 +86,4 @@ if REPLICAS == 0 then
   tell_acceptance(acceptance(a.turn_id, a.client_id, id, seq, personality, a), events)
   tell(a.client_id, events)
 end
-return { 'begun', a.turn_id, id, tostring(seq), personality }
+return { 'begun', a.turn_id, id, tostring(seq), personality, redis.call('HGET', conversation, 'warm') or '' }

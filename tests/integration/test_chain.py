@@ -1,0 +1,246 @@
+"""A personality's chain of pools: what is away, full, slow or broken is passed over, and the answer is one answer still."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineUnavailable
+from serve_app.chat.events import Done, Event, Failed, Started, Takeover
+from serve_app.chat.options import Options
+from serve_app.chat.personalities import Personalities, PoolChoice
+from serve_app.chat.replicas import ReplicaStatus
+from serve_app.chat.service import Ask
+from tests.support.mesh import TEXT, WORDS, Mesh, Replica, Wordy
+from tests.support.redis_process import RedisProcess
+from tests.support.stack import Stack, personalities
+from tests.support.turn_tools import Assembled
+from tests.support.waiting import Listening, until, whole
+
+pytestmark = pytest.mark.integration
+CHAIN = (PoolChoice(pool="gpu"), PoolChoice(pool="ollama", model="small"))
+
+
+def people(chain: tuple[PoolChoice, ...] = CHAIN) -> Personalities:
+    robbie = personalities().get("robbie").model_copy(update={"pools": chain, "options": Options(temperature=0.3)})
+    return Personalities([robbie])
+
+
+@asynccontextmanager
+async def aurora(redis: RedisProcess, *replicas: Replica, people: Personalities = people()) -> AsyncIterator[tuple[Stack, Mesh]]:  # noqa: B008 - a value
+    async with Mesh(redis.url, *replicas) as mesh, Stack(redis.url, pools=mesh, people=people) as stack:
+        yield stack, mesh
+
+
+async def answer(stack: Stack, message: str = "Hello", **asked: str) -> list[Event]:
+    return await whole(stack.service.ask(Ask(client_id="ann", message=message, **asked)))
+
+
+def ends(events: list[Event]) -> Done:
+    end = events[-1]
+    assert isinstance(end, Done), end
+    assert Assembled.of(events).text == end.content == TEXT
+    return end
+
+
+async def test_the_first_pool_answers_and_everybody_is_told_which_pool_model_and_node_it_was(redis_server: RedisProcess) -> None:
+    gpu, ollama = Replica("g1", "gpu", Wordy("large")), Replica("o1", "ollama", Wordy(), node="iceland")
+    async with aurora(redis_server, gpu, ollama) as (stack, mesh):
+        events = await answer(stack)
+        end = ends(events)
+        assert (end.pool, end.model, end.generated_on) == ("gpu", "large", "star")
+        started = next(event for event in events if isinstance(event, Started))
+        assert (started.pool, started.replica, started.node) == ("gpu", "g1", "star")
+        page = await stack.service.history(end.conversation_id, limit=10)
+        assert (page.messages[-1].pool, page.messages[-1].model, page.messages[-1].generated_on) == ("gpu", "large", "star")
+        async with stack.serving() as base, httpx.AsyncClient(base_url=base) as http:
+            said = (await http.post("/api/chat", json={"client_id": "bob", "message": "Hello"})).json()
+        assert (said["pool"], said["model"], said["generated_on"]) == ("gpu", "large", "star")
+    assert mesh.calls == ["g1", "g1"]
+
+
+async def test_a_pool_whose_machine_sleeps_costs_nothing_and_is_used_again_once_it_is_awake(redis_server: RedisProcess) -> None:
+    gpu, ollama = Replica("g1", "gpu", Wordy("large")), Replica("o1", "ollama", Wordy())
+    async with aurora(redis_server, gpu, ollama) as (stack, mesh):
+        await mesh.sleep("g1")
+        await until(lambda: stack.roster.place(CHAIN).choice.pool == "ollama")
+        for _ in range(3):
+            begun = time.monotonic()
+            end = ends(await answer(stack))
+            assert time.monotonic() - begun < 1.0, "no timeout is paid"
+            assert (end.pool, end.model, end.attempt) == ("ollama", "small", 1)
+        await mesh.wake("g1")
+        await until(lambda: stack.roster.place(CHAIN).choice.pool == "gpu")
+        assert ends(await answer(stack)).pool == "gpu"
+    assert mesh.calls == ["o1", "o1", "o1", "g1"], "nobody called the one that slept"
+
+
+async def test_a_machine_that_dies_before_its_record_ends_costs_one_call_and_the_rest_go_elsewhere_at_once(
+    redis_server: RedisProcess,
+) -> None:
+    gpu, ollama = Replica("g1", "gpu", Wordy("large")), Replica("o1", "ollama", Wordy())
+    async with aurora(redis_server, gpu, ollama) as (stack, mesh):
+        mesh["g1"].dead = True
+        assert [ends(await answer(stack)).pool for _ in range(3)] == ["ollama"] * 3
+    assert mesh.calls == ["g1", "o1", "o1", "o1"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        pytest.param(Wordy("large", fails=EngineUnavailable("The server is gone.")), "gave_up", id="unavailable"),
+        pytest.param(Wordy("large", hangs=True), "unfit", id="first-piece-timeout"),
+        pytest.param(Wordy("large", fails=EngineError("500")), "unfit", id="broken"),
+    ],
+)
+async def test_before_the_first_piece_the_next_pool_answers_as_the_same_personality(
+    redis_server: RedisProcess, engine: Wordy, reason: str
+) -> None:
+    small = Wordy()
+    async with aurora(redis_server, Replica("g1", "gpu", engine), Replica("o1", "ollama", small)) as (stack, _):
+        events = await answer(stack)
+    end = ends(events)
+    assert (end.pool, end.model, end.attempt) == ("ollama", "small", 2)
+    takeover = next(event for event in events if isinstance(event, Takeover))
+    assert (takeover.reason, takeover.after_seq, takeover.pool, takeover.model) == (reason, 0, "ollama", "small")
+    (first, options, _), (second, same_options, prefix) = engine.prompts[0], small.prompts[0]
+    assert (second.personality.system, second.messages) == (first.personality.system, first.messages)
+    assert (options, options.temperature, second.model) == (same_options, 0.3, "small")
+    assert prefix.text == ""
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(Wordy("large", fails=EngineUnavailable("The server is gone."), after=5, ids=True), id="unavailable"),
+        pytest.param(Wordy("large", hangs=True, after=5, ids=True), id="silent"),
+    ],
+)
+async def test_after_the_first_piece_the_next_pool_continues_by_the_text_and_nothing_is_said_twice(
+    redis_server: RedisProcess, engine: Wordy
+) -> None:
+    small = Wordy(ids=True)
+    async with aurora(redis_server, Replica("g1", "gpu", engine), Replica("o1", "ollama", small)) as (stack, _):
+        end = ends(await answer(stack))
+    assert (end.pool, end.model, end.attempt) == ("ollama", "small", 2)
+    (_, _, prefix) = small.prompts[0]
+    assert (prefix.text, prefix.token_ids) == ("".join(WORDS[:5]), ()), "another model's token ids mean nothing"
+
+
+async def test_another_replica_of_the_same_pool_goes_on_by_token_ids(redis_server: RedisProcess) -> None:
+    broken, well = Wordy("large", fails=EngineUnavailable("Gone."), after=5, ids=True), Wordy("large", ids=True)
+    replicas = Replica("g1", "gpu", broken, node="aurora"), Replica("g2", "gpu", well), Replica("o1", "ollama", Wordy())
+    async with aurora(redis_server, *replicas) as (stack, mesh):
+        end = ends(await answer(stack))
+    assert (end.pool, end.model, end.attempt, end.generated_on) == ("gpu", "large", 2, "star")
+    assert well.prompts[0][2].token_ids == tuple(range(5))
+    assert mesh.calls == ["g1", "g2"]
+
+
+async def test_once_two_models_have_spoken_token_ids_are_of_no_use_to_either(redis_server: RedisProcess) -> None:
+    gone = EngineUnavailable("Gone.")
+    large = Wordy("large", fails=gone, after=3, ids=True)
+    small, other = Wordy("small", fails=gone, after=3, ids=True), Wordy("small", ids=True)
+    replicas = Replica("g1", "gpu", large), Replica("o1", "ollama", small, "aurora"), Replica("o2", "ollama", other)
+    async with aurora(redis_server, *replicas) as (stack, _):
+        assert ends(await answer(stack)).attempt == 3
+    assert other.prompts[0][2].text == "".join(WORDS[:6])
+    assert other.prompts[0][2].token_ids == ()
+
+
+async def test_a_pool_that_cannot_continue_hands_on_to_one_that_can(redis_server: RedisProcess) -> None:
+    stops = Replica("g1", "gpu", Wordy("large", fails=EngineUnavailable("Gone."), after=4), node="aurora")
+    refuses = Replica("g2", "gpu", Wordy("large", fails=ContinuationRefused()), node="iceland")
+    async with aurora(redis_server, stops, refuses, Replica("o1", "ollama", Wordy())) as (stack, mesh):
+        end = ends(await answer(stack))
+    assert (end.pool, end.attempt) == ("ollama", 3)
+    assert mesh.calls == ["g1", "g2", "o1"]
+
+
+async def test_where_nobody_can_continue_the_turn_fails_once_and_what_was_said_stays_as_it_was(
+    redis_server: RedisProcess,
+) -> None:
+    stops = Replica("g1", "gpu", Wordy("large", fails=EngineUnavailable("Gone."), after=4, once=True), node="aurora")
+    refuses = Replica("g2", "gpu", Wordy("large", fails=ContinuationRefused()))
+    async with aurora(redis_server, stops, refuses) as (stack, mesh):
+        events = await answer(stack)
+        end = events[-1]
+        assert isinstance(end, Failed)
+        assert (end.code, end.retryable) == ("continuation_refused", True)
+        assert Assembled.of(events).text == end.content == "".join(WORDS[:4])
+        page = await stack.service.history(end.conversation_id, limit=10)
+        assert [(m.content, m.status) for m in page.messages[1:]] == [("".join(WORDS[:4]), "failed")]
+    assert mesh.calls == ["g1", "g2"]
+
+
+@pytest.mark.parametrize(
+    "error", [EngineUnavailable("Gone."), EngineError("500"), EngineRejected("Too long.")], ids=lambda error: error.code
+)
+async def test_with_nowhere_to_go_the_failure_is_told_at_once_and_as_it_is(
+    redis_server: RedisProcess, error: EngineError
+) -> None:
+    async with aurora(redis_server, Replica("g1", "gpu", Wordy("large", fails=error))) as (stack, mesh):
+        end = (await answer(stack))[-1]
+    assert isinstance(end, Failed)
+    assert (end.code, end.message, end.attempt) == (error.code, error.message, 1)
+    assert mesh.calls == ["g1"]
+
+
+async def test_what_one_engine_refuses_is_not_carried_through_all_pools(redis_server: RedisProcess) -> None:
+    large = Wordy("large", fails=EngineRejected("Too long."))
+    async with aurora(redis_server, Replica("g1", "gpu", large), Replica("o1", "ollama", Wordy())) as (stack, mesh):
+        end = (await answer(stack))[-1]
+    assert isinstance(end, Failed)
+    assert end.code == "engine_rejected"
+    assert mesh.calls == ["g1"]
+
+
+async def test_a_turn_that_every_engine_gives_up_ends_after_three_attempts(redis_server: RedisProcess) -> None:
+    replicas = [Replica(f"g{n}", "gpu", Wordy("large", fails=EngineUnavailable("Gone."))) for n in range(5)]
+    async with aurora(redis_server, *replicas) as (stack, mesh):
+        end = (await answer(stack))[-1]
+    assert isinstance(end, Failed)
+    assert end.code == "attempts_exhausted"
+    assert sum(len(each.engine.prompts) for each in mesh.replicas) == 3
+
+
+async def test_a_full_pool_hands_on_and_a_failing_one_is_not_asked(redis_server: RedisProcess) -> None:
+    gpu, ollama = Wordy("large", slots=1, pause_s=0.2), Wordy()
+    async with aurora(redis_server, Replica("g1", "gpu", gpu), Replica("o1", "ollama", ollama)) as (stack, mesh):
+        async with Listening(stack.service.ask(Ask(client_id="bob", message="Take your time"))) as long:
+            await long.first("piece")
+            assert ends(await answer(stack)).pool == "ollama"
+            assert ends(await long.end()).pool == "gpu"
+        mesh["g1"].status = ReplicaStatus.FAILING
+        await until(lambda: stack.roster.place(CHAIN).choice.pool == "ollama")
+        assert ends(await answer(stack, "Again")).pool == "ollama"
+    assert mesh.calls == ["g1", "o1", "o1"]
+
+
+async def test_a_follow_up_goes_to_the_replica_that_answered_before_and_another_conversation_to_this_node(
+    redis_server: RedisProcess,
+) -> None:
+    near, far = Replica("g1", "gpu", Wordy("large"), node="aurora"), Replica("g2", "gpu", Wordy("large"))
+    async with aurora(redis_server, near, far) as (stack, mesh):
+        mesh["g1"].status = ReplicaStatus.FAILING
+        await until(lambda: stack.roster.place(CHAIN).replica == "g2")
+        end = ends(await answer(stack))
+        mesh["g1"].status = ReplicaStatus.READY
+        await until(lambda: stack.roster.place(CHAIN).replica == "g1")
+        ends(await answer(stack, "And then?", conversation_id=end.conversation_id))
+        ends(await whole(stack.service.ask(Ask(client_id="bob", message="Hello"))))
+    assert mesh.calls == ["g2", "g2", "g1"]
+
+
+async def test_the_pools_page_says_how_every_replica_is(redis_server: RedisProcess) -> None:
+    async with (
+        aurora(redis_server, Replica("s1", "scripted", Wordy(slots=4), node="iceland")) as (stack, _),
+        stack.serving() as base,
+        httpx.AsyncClient(base_url=base) as http,
+    ):
+        pools = (await http.get("/api/pools")).json()["pools"]
+    assert [(pool["pool"], pool["language_model"]) for pool in pools] == [("scripted", False)]
+    (replica,) = pools[0]["replicas"]
+    assert (replica["replica"], replica["node"], replica["status"], replica["slots"]) == ("s1", "iceland", "ready", 4)
