@@ -1,27 +1,48 @@
 """The engines: one file each, each with its own configuration. They know nothing of Redis, turns or wires.
 
-To add an engine: write its file, add its configuration to `EngineConfig`, and its line to `make_engine`. What an engine needs
-beyond the standard library and pydantic is imported inside its `start`, so that every process can import this package.
+To add an engine: write its file, add its configuration to `EngineConfig`, and its line to `make_engine` (docs/engines.md). What
+an engine needs beyond the standard library and pydantic is imported inside its `start`, so that every process can import this
+package.
 """
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
 
 from serve_app.chat.engine import Engine
+from serve_app.engines.ollama import OllamaConfig, OllamaEngine
+from serve_app.engines.openai_compatible import OpenAICompatibleConfig, OpenAICompatibleEngine
 from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
+from serve_app.engines.vllm import VllmConfig, VllmEngine
 
-EngineConfig: TypeAlias = ScriptedConfig
-"""The configuration of any engine, told apart by `kind`.
-
-pydantic refuses a discriminator over a single member, so the union is written out when the second engine arrives:
-`Annotated[ScriptedConfig | OllamaConfig, Field(discriminator="kind")]`.
-"""
+EngineConfig: TypeAlias = Annotated[
+    ScriptedConfig | OllamaConfig | VllmConfig | OpenAICompatibleConfig, Field(discriminator="kind")
+]
+"""The configuration of any engine, told apart by `kind`."""
 
 
-def make_engine(config: EngineConfig) -> Engine:
-    """Return the engine that `config` describes, not yet started. Does no I/O."""
+def make_engine(config: EngineConfig, *, ollama_url: str = "http://127.0.0.1:11434") -> Engine:
+    """Return the engine that `config` describes, not yet started. Does no I/O. `ollama_url` is the node's own Ollama server."""
     match config:
         case ScriptedConfig():
             return ScriptedEngine(config)
+        case OllamaConfig():
+            return OllamaEngine(config, url=ollama_url)
+        case VllmConfig():
+            return VllmEngine(config)
+        case OpenAICompatibleConfig():
+            return OpenAICompatibleEngine(config)
 
 
-__all__ = ["EngineConfig", "ScriptedConfig", "ScriptedEngine", "make_engine"]
+__all__ = [
+    "EngineConfig",
+    "OllamaConfig",
+    "OllamaEngine",
+    "OpenAICompatibleConfig",
+    "OpenAICompatibleEngine",
+    "ScriptedConfig",
+    "ScriptedEngine",
+    "VllmConfig",
+    "VllmEngine",
+    "make_engine",
+]

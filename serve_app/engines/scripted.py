@@ -33,7 +33,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, Prefix, Prompt
+from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, EngineStatus, Prefix, Prompt
 from serve_app.chat.errors import EngineError, EngineRejected
 from serve_app.chat.events import Usage
 from serve_app.chat.messages import Role
@@ -41,6 +41,7 @@ from serve_app.chat.options import Options
 from serve_app.engines.script_writer import write_reply
 
 _INFO = EngineInfo(kind="scripted", model="scripted-1", language_model=False)
+_STATUS = EngineStatus(models=(_INFO.model,))
 _DRILLS = ("poison-kill", "drill-raise", "drill-hang", "drill-silent")
 _DRILL = re.compile(rf"(?<![\w-])(?:{'|'.join(_DRILLS)})(?![\w-])")
 _WORDS_BEFORE_A_DRILL = 3
@@ -110,6 +111,11 @@ class ScriptedEngine(Engine):
     def info(self) -> EngineInfo:
         """What this engine is: no language model."""
         return _INFO
+
+    @property
+    def status(self) -> EngineStatus:
+        """Its one model, always ready."""
+        return _STATUS
 
     async def start(self) -> None:
         """Do nothing: it needs nothing."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from serve_app.chat.engine import Engine, EnginePiece, Prefix, Prompt, PromptMessage
-from serve_app.chat.errors import EngineError
+from serve_app.chat.errors import ContinuationRefused, EngineError
 from serve_app.chat.events import Usage
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
@@ -23,18 +23,38 @@ DEADLINE = 20.0
 Request = tuple[Prompt, Options, Prefix]
 
 
-async def said_by(engine: Engine, prompt: Prompt, options: Options, said: str = "", run: str = "0123456789") -> list[EnginePiece]:
+async def said_by(
+    engine: Engine, prompt: Prompt, options: Options, said: str | Prefix = "", run: str = "0123456789"
+) -> list[EnginePiece]:
     """Return all the pieces of a reply, or of the rest of it after `said`."""
+    prefix = Prefix(said) if isinstance(said, str) else said
     async with asyncio.timeout(DEADLINE):
-        return [piece async for piece in engine.generate(prompt, options, Prefix(said), run=run)]
+        return [piece async for piece in engine.generate(prompt, options, prefix, run=run)]
 
 
 def text_of(pieces: list[EnginePiece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
+def prefix_of(pieces: list[EnginePiece]) -> Prefix:
+    """Return what the log holds of these pieces: only what has text is written down."""
+    return Prefix(text_of(pieces), tuple(token_id for piece in pieces if piece.text for token_id in piece.token_ids))
+
+
+def cuts(engine: Engine, pieces: list[EnginePiece]) -> list[Prefix]:
+    """Return what may be left of a reply when its replica dies, from nothing to all of it.
+
+    An engine that continues by text goes on after any beginning of it. One that continues by token ids goes on to the letter
+    between any two of its pieces, which is where a log of its own pieces can end.
+    """
+    if engine.info.continues_by == "token_ids":
+        return [prefix_of(pieces[:cut]) for cut in range(len(pieces) + 1)]
+    whole = text_of(pieces)
+    return [Prefix(whole[:cut]) for cut in range(len(whole) + 1)]
+
+
 class EngineContract:
-    """The promises. Fixtures to give: `engine` (started). To adjust: `prompt`, `options`, `refused`, `idle`."""
+    """The promises. Fixture to give: `engine` (started). To adjust: `prompt`, `options`, `refused`, `idle`, `pace`, `silence`."""
 
     repeatable: ClassVar[bool] = True
     """The same prompt has the same reply, so that a continuation can be compared with it to the letter."""
@@ -66,6 +86,17 @@ class EngineContract:
         """Say whether nothing goes on behind `engine`; a subclass asks its server."""
         return True
 
+    async def pace(self, per_second: float | None) -> None:
+        """Have what is behind the engine say so many words a second; None: at once. So that closing comes in the middle."""
+
+    async def silence(self) -> bool:
+        """Have what is behind the engine say no more after a few words; say whether that can be done."""
+        return False
+
+    async def reply(self, engine: Engine, prompt: Prompt, options: Options, said: str = "") -> str:
+        """Return what the engine says after `said`."""
+        return text_of(await said_by(engine, prompt, options, said))
+
     @pytest.fixture(autouse=True)
     async def nothing_left_behind(self, engine: Engine) -> AsyncIterator[None]:
         before = asyncio.all_tasks()
@@ -96,15 +127,16 @@ class EngineContract:
     ) -> None:
         if not self.repeatable:
             pytest.skip("this engine does not promise it")
-        whole = text_of(await said_by(engine, prompt, options))
+        pieces = await said_by(engine, prompt, options)
+        whole = text_of(pieces)
         assert not whole.isascii()
-        for cut in range(len(whole) + 1):
-            assert whole[:cut] + text_of(await said_by(engine, prompt, options, whole[:cut], run=f"run{cut}")) == whole
+        for number, said in enumerate(cuts(engine, pieces)):
+            assert said.text + text_of(await said_by(engine, prompt, options, said, run=f"run{number}")) == whole
 
     async def test_a_continuation_of_the_whole_reply_says_nothing(self, engine: Engine, prompt: Prompt, options: Options) -> None:
         if not self.repeatable:
             pytest.skip("this engine does not promise it")
-        whole = text_of(await said_by(engine, prompt, options))
+        whole = cuts(engine, await said_by(engine, prompt, options))[-1]
         rest = await said_by(engine, prompt, options, whole)
         assert text_of(rest) == ""
         assert len(rest) <= 1
@@ -112,6 +144,7 @@ class EngineContract:
     async def test_closing_early_stops_the_work_and_the_next_reply_is_whole(
         self, engine: Engine, prompt: Prompt, options: Options
     ) -> None:
+        await self.pace(5)
         pieces = engine.generate(prompt, options, Prefix(), run="r1")
         async with asyncio.timeout(DEADLINE):
             await anext(pieces)
@@ -119,6 +152,7 @@ class EngineContract:
         with pytest.raises(StopAsyncIteration):
             await anext(pieces)
         assert await self.idle(engine)
+        await self.pace(None)
         assert text_of(await said_by(engine, prompt, options)).strip()
 
     async def test_closing_before_the_first_piece_is_no_error(self, engine: Engine, prompt: Prompt, options: Options) -> None:
@@ -139,10 +173,26 @@ class EngineContract:
         replies = await asyncio.gather(*(said_by(engine, prompt, options, run=f"r{n}") for n in range(8)))
         assert len({text_of(reply) for reply in replies}) == 1
 
+    async def test_a_piece_is_whole_characters(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        pieces = await said_by(engine, prompt, options)
+        assert "".join(piece.text.encode().decode() for piece in pieces) == text_of(pieces)
+        assert "\ufffd" not in text_of(pieces)
+
+    async def test_silence_is_an_engine_error_in_time_and_stops_the_work(
+        self, engine: Engine, prompt: Prompt, options: Options
+    ) -> None:
+        if not await self.silence():
+            pytest.skip("nothing behind this engine can fall silent here")
+        with pytest.raises(EngineError) as caught:
+            await said_by(engine, prompt, options)
+        assert not isinstance(caught.value, ContinuationRefused)
+        assert caught.value.message
+        assert await self.idle(engine)
+
     async def test_what_it_cannot_do_is_an_engine_error(self, engine: Engine, refused: list[Request]) -> None:
         for prompt, options, prefix in refused:
             with pytest.raises(EngineError) as caught:
-                await said_by(engine, prompt, options, prefix.text)
+                await said_by(engine, prompt, options, prefix)
             assert caught.value.message
 
     async def test_check_start_and_close_may_come_twice(self, engine: Engine) -> None:

@@ -75,7 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        print(self.headers["Idempotency-Key"], flush=True)
+        # In one piece: `print` writes the line and its end one after the other, and another thread's may come between.
+        os.write(sys.stdout.fileno(), f"{self.headers['Idempotency-Key']}\n".encode())
         time.sleep(1)
         answer = f"{self.server.server_address[0]!s} {self.headers['Idempotency-Key']}".encode()
         self._begin("Content-Length", str(len(answer)))
