@@ -19,24 +19,29 @@ from cluster.lab.cli import app as lab
 from cluster.node.cli import CLUSTER
 from cluster.node.cli import app as node
 from cluster.progress import Progress
+from cluster.redis_cli import app as redis
 from cluster.run_record import RunRecord
 from cluster.serve_api import ServeApi
-from cluster.settings import PROJECT_ROOT, Settings
+from cluster.settings import Settings
 from cluster.status import components as current_components
 from cluster.status import is_a_node
 from cluster.status_lines import show_cluster, show_table
 from cluster.terminal import err, out, signals_as_interrupt, told_plainly
-from cluster.up import bring_up, serve_api
+from cluster.up import LOCAL, bring_up, rendered, serve_api
 from cluster.up import deploy as deploy_to
 
 app = typer.Typer(help="Run Aurora on this machine, and see how it is.", no_args_is_help=True, add_completion=False)
 
-LOCAL = PROJECT_ROOT / "configs" / "local.yaml"
-
 
 @app.command()
 def up(
-    config: Annotated[Path, typer.Option(help="The Serve configuration to run.")] = LOCAL,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="The Serve configuration to run; else configs/local-ollama.yaml where an Ollama answers, "
+            "configs/local.yaml where none does."
+        ),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address of the chat API (else AURORA_HOST, else 127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the chat API (else AURORA_PORT, else 8000).")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until a message has been answered.")] = True,
@@ -116,7 +121,8 @@ def logs(
 @app.command()
 def deploy(
     file: Annotated[
-        Path | None, typer.Argument(help="The Serve configuration to run; else configs/local.yaml, or the cluster's.")
+        Path | None,
+        typer.Argument(help="The Serve configuration to run; else what runs, as its files are now, or the cluster's."),
     ] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print what Serve would be told, fit for `serve deploy`.")] = False,
     cluster: Annotated[
@@ -131,19 +137,19 @@ def deploy(
         api: ServeApi | None
         if cluster is not None:
             described = cluster_file.load(cluster)
-            ours, host, port = described.serve_config, "0.0.0.0", described.port
+            config = serve_config.render(file or described.serve_config, host="0.0.0.0", port=described.port)
             api = ServeApi(described.dashboard_url, described.dashboard_headers)
+        elif record := run_record.load(settings.home):
+            config = rendered(record, file)
+            api = serve_api(record) if record.processes_alive else None
         else:
-            record = run_record.load(settings.home)
-            ours, host, port = LOCAL, *((record.host, record.port) if record else (settings.host, settings.port))
-            api = serve_api(record) if record and record.processes_alive else None
-        rendered = serve_config.render(file or ours, host=host, port=port)
+            config, api = serve_config.render(file or LOCAL, host=settings.host, port=settings.port), None
         if only_print:
-            print(serve_config.as_yaml(rendered), end="")
+            print(serve_config.as_yaml(config), end="")
         elif api is None:
             raise LifecycleError("Aurora is not up here: start it with aurora-cli up.")
         else:
-            deploy_to(api, rendered, Progress(out))
+            deploy_to(api, config, Progress(out))
 
 
 @app.command()
@@ -157,6 +163,7 @@ app.command()(chat)
 app.add_typer(node, name="node")
 app.add_typer(lab, name="lab")
 app.add_typer(lb, name="lb")
+app.add_typer(redis, name="redis")
 
 
 def _settings(*, host: str | None = None, port: int | None = None) -> Settings:

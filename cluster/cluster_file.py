@@ -81,7 +81,12 @@ class ClusterFile(_Part):
         addresses = [node.address for node in self.nodes.values()]
         if len(set(addresses)) != len(addresses):
             raise ValueError("two nodes have the same address")
-        if not self.redis.url:
+        if self.redis.url:
+            if roles := [name for name, node in self.nodes.items() if node.redis or node.sentinel]:
+                raise ValueError(
+                    f"either redis.url or a Redis on the nodes: {', '.join(roles)} have `redis` or `sentinel` as well"
+                )
+        else:
             primaries = sum(node.redis == "primary" for node in self.nodes.values())
             if primaries != 1:
                 raise ValueError("give redis.url, or let exactly one node be `redis: primary`")

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from cluster import redis_status
 from cluster.cluster_file import REDIS_PORT, ClusterFile
 from cluster.failures import LifecycleError
+from cluster.pool_status import PoolReplica, pools_at
 from cluster.redis_status import ChatRedis
 from cluster.serve_api import ServeApi, running_replicas
 
@@ -55,6 +56,7 @@ class ClusterStatus(BaseModel):
     head: str
     """`running`, or why Ray's head does not answer; the chat goes on without it."""
     deployments: list[DeploymentStatus]
+    pools: list[PoolReplica] = []
     redis: ChatRedis
     control_redis: str
     """`running` or `down`: the Redis of Ray's head."""
@@ -98,6 +100,7 @@ def look(cluster: ClusterFile) -> ClusterStatus:
             nodes=found,
             head=head,
             deployments=_deployments(serve),
+            pools=next(filter(None, pool.map(pools_at, (node.url for node in found if node.state == "running"))), []),
             redis=chat_redis.result(),
             control_redis="running" if control.result() else "down",
         )

@@ -11,6 +11,10 @@ from cluster.failures import LifecycleError
 _PATH = "/api/serve/applications/"
 
 
+class ServeAway(LifecycleError):
+    """Serve cannot be asked at the moment; on a busy machine it may be a moment later."""
+
+
 class ServeApi:
     """The Serve of one running Ray, by its dashboard."""
 
@@ -30,14 +34,20 @@ class ServeApi:
         """Make Serve run exactly `config`: applications that it does not name are removed.
 
         Raises:
-            LifecycleError: Serve cannot be reached, or refuses the configuration.
+            ServeAway: it cannot be reached.
+            LifecycleError: it refuses the configuration.
         """
         response = self._call("PUT", json=config, timeout=90.0)
         if response.status_code != httpx.codes.OK:
             raise LifecycleError(f"Serve refuses the configuration: {_last_line(response.text)}")
 
     def details(self, *, timeout: float = 10.0) -> dict[str, Any]:
-        """Return what Serve says of itself: applications, deployments, replicas, proxies."""
+        """Return what Serve says of itself: applications, deployments, replicas, proxies.
+
+        Raises:
+            ServeAway: it cannot be reached.
+            LifecycleError: it answers, but not that.
+        """
         response = self._call("GET", timeout=timeout)
         if response.status_code != httpx.codes.OK:
             raise LifecycleError(f"Serve answers with {response.status_code}: {_last_line(response.text)}")
@@ -52,7 +62,14 @@ class ServeApi:
         """
         deadline = time.monotonic() + timeout
         while True:
-            applications = self.details()["applications"]
+            try:
+                applications = self.details()["applications"]
+            except ServeAway:
+                if time.monotonic() > deadline:
+                    raise
+                on_change("Ray's dashboard is slow to answer")
+                time.sleep(0.25)
+                continue
             waiting = {
                 name: applications.get(name, {}) for name in names if applications.get(name, {}).get("status") != "RUNNING"
             }
@@ -74,9 +91,7 @@ class ServeApi:
             with self._client(timeout=timeout) as client:
                 return client.request(method, _PATH, json=json)
         except httpx.TransportError as error:
-            raise LifecycleError(
-                f"Ray's dashboard at {self._address} does not answer: {error or type(error).__name__}"
-            ) from error
+            raise ServeAway(f"Ray's dashboard at {self._address} does not answer: {error or type(error).__name__}") from error
 
     def _client(self, *, timeout: float) -> httpx.Client:
         return httpx.Client(base_url=self._address, headers=self._headers, timeout=timeout, trust_env=False)

@@ -1,7 +1,8 @@
 """Turning a Serve configuration file of ours into what Serve is told.
 
-Two things are filled in: the personalities, read from their folder, as `user_config` (Serve hands a changed `user_config`
-to the living replicas, so a changed personality goes live without a restart), and the address of the chat API.
+Filled in are the personalities, read from their folder, as `user_config` (Serve hands a changed `user_config` to the living
+replicas, so a changed personality goes live without a restart), the address of the chat API, and on one machine the model that
+its Ollama has.
 """
 
 from copy import deepcopy
@@ -12,11 +13,12 @@ import yaml
 
 from cluster.failures import LifecycleError
 
+OLLAMA_POOL = "ollama"
 PERSONALITY_DEPLOYMENTS = ("PersonalityRouter", "Ingress")
 
 
-def render(file: Path, *, host: str, port: int) -> dict[str, Any]:
-    """Return the configuration in `file`, complete.
+def render(file: Path, *, host: str, port: int, ollama_model: str = "") -> dict[str, Any]:
+    """Return the configuration in `file`, complete; with an `ollama_model`, that one for the pool `ollama`.
 
     Raises:
         LifecycleError: the file, or a personality it names, is missing or is no YAML of the right shape.
@@ -30,6 +32,8 @@ def render(file: Path, *, host: str, port: int) -> dict[str, Any]:
         folder = (application.get("args") or {}).get("personalities")
         if isinstance(folder, str):
             _give_personalities(application, personalities(file, folder))
+        if ollama_model:
+            _give_model(application, ollama_model)
     return config
 
 
@@ -58,6 +62,14 @@ def _give_personalities(application: dict[str, Any], found: list[dict[str, Any]]
             deployments.append(deployment)
         # A copy for each, as YAML would write the second as a reference to the first.
         deployment["user_config"] = {**(deployment.get("user_config") or {}), "personalities": deepcopy(found)}
+
+
+def _give_model(application: dict[str, Any], model: str) -> None:
+    args = application.get("args") or {}
+    if application.get("name") == OLLAMA_POOL:
+        args["engine"]["model"] = model
+    elif OLLAMA_POOL in args.get("pools", {}):
+        args["pools"][OLLAMA_POOL]["model"] = model
 
 
 def _read(file: Path) -> dict[str, Any]:

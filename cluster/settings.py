@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=1, le=65535, description="Port of the chat API.")
     dashboard_port: int = Field(default=8265, ge=1, le=65535, description="Port wanted for the Ray dashboard; another if taken.")
     redis_url: str = Field(default="", description="A Redis of the operator's; empty: start our own.")
+    ollama_url: str = Field(
+        default="127.0.0.1:11434", min_length=1, description="Where the Ollama of this machine answers, if any."
+    )
+    ollama_model: str = Field(default="", description="The model wanted of it; empty: the latest one there that can chat.")
     node_name: str = Field(default="aurora", min_length=1, description="The name of this machine, as answers carry it.")
 
     @field_validator("home")

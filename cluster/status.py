@@ -3,10 +3,11 @@
 from typing import Any
 
 import httpx
-from pydantic import BaseModel
 
 from cluster import redis_server, run_record
+from cluster.component import Component
 from cluster.failures import LifecycleError
+from cluster.pool_status import pool_lines, pools_at
 from cluster.processes import belonging_to
 from cluster.run_record import RunRecord
 from cluster.serve_api import running_replicas
@@ -14,21 +15,12 @@ from cluster.settings import Settings
 from cluster.up import serve_api
 
 
-class Component(BaseModel):
-    """A line of `aurora-cli status`."""
-
-    name: str
-    state: str
-    where: str = ""
-    note: str = ""
-
-
 def components(settings: Settings) -> list[Component]:
     """Return every component of the current run, the chat first; nothing if there is no run."""
     record = run_record.load(settings.home)
     if record is None or not (record.processes_alive or _any_alive(record)):
         return []
-    return [_chat(record), _redis(record), *_ray(record)]
+    return [_chat(record), _redis(record), *_ray(record), *pool_lines(pools_at(record.api_url))]
 
 
 def is_a_node(settings: Settings) -> bool:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import typer
 
 from cluster.cluster_status import ClusterStatus, NodeStatus
+from cluster.component import Component
+from cluster.pool_status import pool_lines
 from cluster.redis_status import LastTakeover, RedisServer
-from cluster.status import Component
 from cluster.terminal import out
 
 _COLOURS = {"running": "green", "healthy": "green", "down": "red", "failing": "red", "unhealthy": "red"}
@@ -37,7 +38,8 @@ def show_cluster(status: ClusterStatus, *, as_json: bool) -> None:
 
 def lines(status: ClusterStatus, *, now: float | None = None) -> list[Component]:
     """Return a line per node, deployment and Redis, then one for the turns. `now` is the time in seconds since 1970."""
-    return [*_nodes(status), *_ray(status), *_redis(status), _turns(status, time.time() if now is None else now)]
+    turns = _turns(status, time.time() if now is None else now)
+    return [*_nodes(status), *_ray(status), *pool_lines(status.pools), *_redis(status), turns]
 
 
 def _nodes(status: ClusterStatus) -> Iterator[Component]:

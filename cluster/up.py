@@ -9,11 +9,12 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
-from cluster import ray_head, redis_server, run_record, serve_config
+from cluster import ollama, ray_head, redis_server, run_record, serve_config
 from cluster.down import stop
 from cluster.failures import LifecycleError
 from cluster.ports import InternalPorts, holder, is_free
@@ -21,14 +22,20 @@ from cluster.processes import MARK, belonging_to, mark_of
 from cluster.progress import Progress
 from cluster.run_record import RunRecord, Started
 from cluster.serve_api import ServeApi
-from cluster.settings import Settings
+from cluster.settings import PROJECT_ROOT, Settings
 
 _CHECK = {"message": "Hello!", "personality": "robbie", "client_id": "aurora-check"}
 _REDIS_PORT = 6379
 
 
-def bring_up(settings: Settings, config: Path, *, wait: bool, progress: Progress) -> tuple[RunRecord, bool]:
+LOCAL = PROJECT_ROOT / "configs" / "local.yaml"
+LOCAL_OLLAMA = PROJECT_ROOT / "configs" / "local-ollama.yaml"
+
+
+def bring_up(settings: Settings, config: Path | None, *, wait: bool, progress: Progress) -> tuple[RunRecord, bool]:
     """Start Redis, Ray and the applications of `config`; return the record and whether anything had to be started.
+
+    Without a `config`, that of the Ollama of this machine, where one answers and has a model, else that of the scripted engine.
 
     Whatever ends it early, Ctrl-C too, stops all that it started.
 
@@ -40,26 +47,56 @@ def bring_up(settings: Settings, config: Path, *, wait: bool, progress: Progress
     record = run_record.load(settings.home)
     if record and record.processes_alive and (not record.answered or is_answering(record)):
         if not record.answered and wait:
-            _wait_for_applications(
-                settings, record, serve_config.render(record.config, host=record.host, port=record.port), progress
-            )
+            _wait_for_applications(settings, record, rendered(record), progress)
             _wait_for_answer(settings, record, progress)
         return record, False
     if record or belonging_to(settings.home):
         with progress.step("Clean up after a run that ended badly"):
             stop(settings)
-    rendered = serve_config.render(config, host=settings.host, port=settings.port)
-    record = _plan(settings, config, progress)
+    config, model = (config, "") if config is not None else choose(settings, progress)
+    serve_config.render(config, host=settings.host, port=settings.port)  # what is wrong with it is said before anything starts
+    record = _plan(settings, config, model, progress)
     try:
-        _start(settings, record, rendered, progress)
+        _start(settings, record, rendered(record), progress)
         if wait:
-            _wait_for_applications(settings, record, rendered, progress)
+            _wait_for_applications(settings, record, rendered(record), progress)
             _wait_for_answer(settings, record, progress)
     except BaseException:
         progress.say("Stopping what was started …")
         stop(settings)
         raise
     return record, True
+
+
+def rendered(record: RunRecord, file: Path | None = None) -> dict[str, Any]:
+    """Return what Serve is told in that run: its configuration as the files are now, or another one in its place."""
+    return serve_config.render(
+        file or record.config, host=record.host, port=record.port, ollama_model=record.ollama_model if file is None else ""
+    )
+
+
+def choose(settings: Settings, progress: Progress) -> tuple[Path, str]:
+    """Return the configuration for this machine and the model of its Ollama; says which, and why.
+
+    Raises:
+        LifecycleError: the model that is wanted cannot be pulled.
+    """
+    server = ollama.find(settings.ollama_url)
+    if server is None:
+        progress.say(f"  No Ollama answers at {settings.ollama_url}: the scripted engine speaks, which is no language model.")
+        return LOCAL, ""
+    model = settings.ollama_model or next(iter(server.models), "")
+    if not model:
+        progress.say(
+            f"  Ollama {server.version} answers at {server.url} and has no model that can chat: the scripted engine speaks. "
+            "To change that: ollama pull llama3.2, then aurora-cli down and up (or AURORA_OLLAMA_MODEL=llama3.2, which pulls it)."
+        )
+        return LOCAL, ""
+    progress.say(f"  Ollama {server.version} answers at {server.url}: its model {model} speaks.")
+    if not server.has(model):
+        with progress.step(f"Ollama pulls {model}") as detail:
+            ollama.pull(server, model, detail)
+    return LOCAL_OLLAMA, model
 
 
 def is_answering(record: RunRecord, *, patience: float = 10.0) -> bool:
@@ -79,14 +116,14 @@ def serve_api(record: RunRecord) -> ServeApi:
     return ServeApi(record.dashboard_url, record.dashboard_headers)
 
 
-def deploy(api: ServeApi, rendered: dict[str, object], progress: Progress) -> None:
-    """Make a running Serve run `rendered`, and wait until it does."""
+def deploy(api: ServeApi, config: dict[str, Any], progress: Progress) -> None:
+    """Make a running Serve run `config`, and wait until it does."""
     with progress.step("Hand the configuration to Serve"):
-        api.deploy(rendered)
-    _wait(api, rendered, progress)
+        api.deploy(config)
+    _wait(api, config, progress)
 
 
-def _plan(settings: Settings, config: Path, progress: Progress) -> RunRecord:
+def _plan(settings: Settings, config: Path, model: str, progress: Progress) -> RunRecord:
     """Check that this machine is ready, choose the ports, and write the record of what is about to be started."""
     if not is_free(settings.port, settings.host):
         raise LifecycleError(
@@ -105,6 +142,7 @@ def _plan(settings: Settings, config: Path, progress: Progress) -> RunRecord:
         port=settings.port,
         node_name=settings.node_name,
         config=config.absolute(),
+        ollama_model=model,
         dashboard_port=dashboard_port,
         redis_url=settings.redis_url,
         ports=ray_head.choose_ports(internal),
@@ -118,7 +156,7 @@ def _plan(settings: Settings, config: Path, progress: Progress) -> RunRecord:
     return record
 
 
-def _start(settings: Settings, record: RunRecord, rendered: dict[str, object], progress: Progress) -> None:
+def _start(settings: Settings, record: RunRecord, config: dict[str, Any], progress: Progress) -> None:
     settings.home.mkdir(parents=True, exist_ok=True)
     if not settings.is_loopback:
         ray_head.ensure_token(settings.home)
@@ -136,7 +174,7 @@ def _start(settings: Settings, record: RunRecord, rendered: dict[str, object], p
         record.save(settings.home)
         ray_head.wait_until_answers(ray, record.dashboard_url, record.dashboard_headers, log=log)
     with progress.step("Hand the configuration to Serve"):
-        serve_api(record).deploy(rendered)
+        serve_api(record).deploy(config)
 
 
 def _start_redis(settings: Settings, record: RunRecord, mark: Mapping[str, str], progress: Progress) -> None:
@@ -152,16 +190,16 @@ def _start_redis(settings: Settings, record: RunRecord, mark: Mapping[str, str],
         redis_server.wait_until_answers(redis, record.redis_url, log=log)
 
 
-def _wait_for_applications(settings: Settings, record: RunRecord, rendered: dict[str, object], progress: Progress) -> None:
+def _wait_for_applications(settings: Settings, record: RunRecord, config: dict[str, Any], progress: Progress) -> None:
     try:
-        _wait(serve_api(record), rendered, progress)
+        _wait(serve_api(record), config, progress)
     except LifecycleError as error:
         error.logs = error.logs or settings.logs / "ray-last" / "serve"
         raise
 
 
-def _wait(api: ServeApi, rendered: Mapping[str, object], progress: Progress) -> None:
-    applications = rendered["applications"]
+def _wait(api: ServeApi, config: Mapping[str, Any], progress: Progress) -> None:
+    applications = config["applications"]
     assert isinstance(applications, list)
     names = {application.get("name", "default") for application in applications}
     with progress.step(f"Applications {', '.join(sorted(names))}") as detail:

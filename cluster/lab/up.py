@@ -1,5 +1,6 @@
 """Bringing the lab up, from nothing to an answer on each of its nodes, and taking it away without a trace."""
 
+import contextlib
 import os
 import secrets
 import socket
@@ -24,6 +25,7 @@ from cluster.node.first_deploy import FAILED
 from cluster.packages import ensure, find
 from cluster.progress import Progress
 from cluster.redis_server import parse_version, program_version
+from cluster.serve_api import ServeAway
 
 _LOCK = "\0aurora-lab"
 _OLDEST_REDIS = (7, 0)
@@ -178,8 +180,9 @@ def _sentinels_agree(lab: Lab) -> bool:
 
 
 def _serve_has_something(lab: Lab) -> bool:
-    if lab.call(lambda: lab.serve.details())["applications"]:
-        return True
+    with contextlib.suppress(ServeAway):
+        if lab.call(lambda: lab.serve.details())["applications"]:
+            return True
     log = places.folder(lab.cluster.head) / "log" / f"{units.RAY}.log"
     if said := [line for line in log.read_text().splitlines() if line.startswith(FAILED)]:
         raise LifecycleError(said[-1])

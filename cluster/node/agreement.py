@@ -3,16 +3,19 @@
 It lies in Ray's control Redis, as that is there before Ray is, and known to every node.
 """
 
+import hashlib
 import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import redis
 
 from cluster.cluster_file import ClusterFile
 from cluster.failures import LifecycleError
+from cluster.settings import PROJECT_ROOT
 
 _PATIENCE_S = 120
 
@@ -25,7 +28,17 @@ def settings(cluster: ClusterFile) -> dict[str, str]:
         "the version of Python": platform.python_version(),
         "the version of Ray": importlib.metadata.version("ray"),
         "the version of Aurora": importlib.metadata.version("aurora"),
+        "the code of Aurora": code_digest(),
     }
+
+
+def code_digest(project: Path = PROJECT_ROOT) -> str:
+    """Return twelve hexadecimal digits that change with whatever runs in the replicas: two checkouts may have one version."""
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in ("serve_app", "deployments") for file in (project / folder).rglob("*")):
+        if file.suffix in (".py", ".lua"):
+            digest.update(f"{file.relative_to(project)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def publish(cluster: ClusterFile, *, say: Callable[[str], None]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import cluster_file
+from cluster import cluster_file, redis_primary
 from cluster.cluster_file import ClusterFile, NodeSpec
 from cluster.failures import LifecycleError
 from cluster.node import drain as node_drain
@@ -96,7 +96,7 @@ def drain(
     then_stop: Annotated[bool, typer.Option("--stop", help="Then stop it; only on the node itself.")] = False,
     config: Config = CLUSTER,
 ) -> None:
-    """Let a node leave: live answers finish or move, WebSockets are told to connect elsewhere. Then it can be stopped."""
+    """Let a node leave: Redis's primary moves, live answers finish or move, WebSockets go elsewhere. Then it can be stopped."""
     with told_plainly():
         cluster = cluster_file.load(config)
         leaving = node_drain.Drain(cluster.redis_url, name)
@@ -105,6 +105,7 @@ def drain(
             return
         if then_stop and (not wait or node_start.this_node(cluster, None)[0] != name):
             raise LifecycleError(f"--stop needs --wait, and must be said on {name} itself.")
+        redis_primary.move_away(cluster, name, Progress(out))
         left_s = node_drain.begin(leaving, name, timeout_s=timeout)
         if not wait:
             print(f"{name} is leaving. To see how far it is, say the same with --wait; to let it stay, --cancel.")

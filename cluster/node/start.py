@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import psutil
 
+from cluster import ollama
 from cluster.cluster_file import ClusterFile, NodeSpec
 from cluster.down import keep_logs
 from cluster.failures import LifecycleError
@@ -60,6 +61,18 @@ def newcomer(cluster: ClusterFile, name: str | None, labels: dict[str, str]) -> 
     return name or socket.gethostname(), NodeSpec.model_validate({"address": address, "labels": labels})
 
 
+def with_ollama(node: NodeSpec, url: str, *, say: Callable[[str], None]) -> NodeSpec:
+    """Return `node` with the label of those that have an Ollama, where one answers at `url`; what the file says stands."""
+    if ollama.LABEL in node.labels:
+        return node
+    server = ollama.find(url)
+    if server is None:
+        say(f"No Ollama answers at {url}: pools of the engine ollama get no replica here.")
+        return node
+    say(f"Ollama {server.version} answers at {server.url}: pools of the engine ollama get a replica here.")
+    return node.model_copy(update={"labels": {**node.labels, ollama.LABEL: "true"}})
+
+
 def run(
     settings: Settings,
     cluster: ClusterFile,
@@ -94,6 +107,7 @@ def run(
     if end(lambda: belonging_to(settings.home), patience=5):
         raise LifecycleError("What an earlier start left behind does not end: restart the machine.")
     lift(cluster.redis_url, name, say=say)
+    node = with_ollama(node, settings.ollama_url, say=say)
     keep_logs(settings)
     folder = settings.ray_folder
     prepare_folder(folder)

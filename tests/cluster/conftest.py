@@ -20,6 +20,9 @@ from cluster.processes import belonging_to
 from cluster.run_record import RunRecord
 from cluster.settings import PROJECT_ROOT, Settings
 
+NO_OLLAMA = "127.0.0.1:9"
+"""Where nothing answers: tests are not to depend on an Ollama that the machine may have."""
+
 
 class Home:
     """The command line at work on one home folder."""
@@ -27,7 +30,8 @@ class Home:
     def __init__(self, home: Path, **settings: Any) -> None:
         self._adopted: list[subprocess.Popen[bytes]] = []
         ports = InternalPorts()
-        self.settings = Settings(home=home, **{"port": ports.take(), "dashboard_port": ports.take(), **settings})
+        own = {"port": ports.take(), "dashboard_port": ports.take(), "ollama_url": NO_OLLAMA}
+        self.settings = Settings(home=home, **{**own, **settings})
 
     @property
     def url(self) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cluster_status, redis_status
+from cluster import cluster_status, redis_server, redis_status
 from cluster.cluster_file import ClusterFile
 from cluster.cluster_status import ClusterStatus, NodeStatus
+from cluster.failures import LifecycleError
 from cluster.redis_status import ChatRedis
 from tests.support.redis_process import RedisProcess, free_port
 from tests.support.redis_trio import RedisTrio, newest_redis
@@ -243,6 +244,17 @@ def test_a_replicated_redis_is_shown_with_its_lag_before_and_after_a_failover(tr
     assert roles(seen)[trio.primary.port] == "primary"
     assert roles(seen)[first.port] == "down"
     assert seen.live_turns == 0
+
+
+def test_aurora_on_one_machine_takes_a_redis_behind_sentinels_and_says_what_is_wrong_with_one(trio: RedisTrio) -> None:
+    assert redis_server.check(trio.url) == redis_server.program_version(newest_redis())
+    with pytest.raises(LifecycleError, match="knows nobody: start them, or correct AURORA_REDIS_URL"):
+        redis_server.check(trio.url.rpartition("/")[0] + "/nobody")
+    trio.primary.kill()
+    for sentinel in trio.sentinels[1:]:
+        sentinel.kill()  # without a majority the last one goes on naming the dead primary
+    with pytest.raises(LifecycleError, match="No Redis answers at sentinel://"):
+        redis_server.check(trio.url)
 
 
 def test_while_nobody_is_primary_the_turns_are_unknown_and_replicas_say_that_they_hear_nothing(trio: RedisTrio) -> None:

@@ -152,7 +152,9 @@ async def test_a_replica_that_is_leaving_is_passed_over_by_routers_that_do_not_k
 class FullPool:
     """Never has room."""
 
-    async def run_turn(self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False) -> str:
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
         await asyncio.Event().wait()
         raise AssertionError
 

@@ -54,6 +54,29 @@ def test_who_differs_is_told_in_what_and_sees_no_secret(redis_server: RedisProce
     assert "secret" not in said
 
 
+def test_who_has_other_code_of_the_same_version_is_refused(redis_server: RedisProcess) -> None:
+    agreement.publish(cluster_over(redis_server), say=silent)
+    with redis_server.client() as client:
+        client.hset("aurora:cluster:agreeing", "the code of Aurora", "another")
+    with pytest.raises(LifecycleError, match=f"the code of Aurora: {agreement.code_digest()} here, another there"):
+        agreement.check(cluster_over(redis_server), say=silent)
+
+
+def test_the_digest_of_the_code_follows_every_module_and_every_script(tmp_path: Path) -> None:
+    for folder, name in (("serve_app", "a.py"), ("serve_app", "b.lua"), ("deployments", "c.py")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text("before")
+    digests = [agreement.code_digest(tmp_path)]
+    for file in sorted(tmp_path.rglob("*.*")):
+        file.write_text("after")
+        digests.append(agreement.code_digest(tmp_path))
+    (tmp_path / "serve_app" / "notes.txt").write_text("no code")
+    (tmp_path / "serve_app" / "__pycache__").mkdir()
+    (tmp_path / "serve_app" / "__pycache__" / "a.pyc").write_text("no code")
+    assert len(set(digests)) == 4
+    assert agreement.code_digest(tmp_path) == digests[-1]
+
+
 def test_what_the_head_says_when_it_starts_again_replaces_what_it_said_before(redis_server: RedisProcess) -> None:
     agreement.publish(cluster_over(redis_server, durability=1), say=silent)
     agreement.publish(cluster_over(redis_server), say=silent)

@@ -74,6 +74,7 @@ def test_any_one_of_its_machines_may_die_and_redis_has_a_primary_a_replica_and_a
         (changed(nodes={**SMALL["nodes"], "one": {"address": "10.1.0.1", "redis": "primary"}}), ["ray.redis", "control_redis"]),
         (changed(nodes={**SMALL["nodes"], "one": {"address": "one.example"}}), ["nodes.one.address"]),
         (changed(nodes={**SMALL["nodes"], "no name": {"address": "10.1.0.3"}}), ["nodes.no name"]),
+        (changed(redis={"url": "redis://10.9.0.1"}), ["redis.url", "one, two have"]),
         (changed(prot=8000), ["prot"]),
         (changed(ray={"gcs_prot": 1}), ["ray.gcs_prot"]),
         (changed(port=0), ["port"]),
@@ -109,7 +110,8 @@ def test_what_nodes_must_have_alike_tells_secrets_apart_and_shows_none(tmp_path:
     def agreed(password: str, token: str) -> dict[str, str]:
         (tmp_path / "token").write_text(f"{token}\n")
         url = f"redis://user:{password}@10.9.0.1/0"
-        return loaded(tmp_path, changed(redis={"url": url}, ray={"token_file": "token"})).agreed()
+        nodes = {"one": {"address": "10.1.0.1", "control_redis": True}}
+        return loaded(tmp_path, changed(nodes=nodes, redis={"url": url}, ray={"token_file": "token"})).agreed()
 
     one = agreed("pass-one", "token-one")
     assert agreed("pass-one", "token-one") == one

@@ -121,8 +121,10 @@ def test_the_pools_that_personalities_name_exist_and_the_default_is_one_of_them(
             args = ChatArgs.model_validate(application["args"])
             members = load_personalities(PROJECT / args.personalities)
             assert args.default_personality in {m.name for m in members}
-            assert {pool for member in members for pool in member.pools} <= set(args.pools)
-            assert gather({"personalities": [m.model_dump(mode="json") for m in members]}, args.default_personality)
+            gathered = gather({"personalities": [m.model_dump(mode="json") for m in members]}, args)
+            for member in gathered:
+                assert {choice.pool for choice in member.pools} <= set(args.pools)
+                assert member.pools, "who names no pools is spoken for by all of the configuration"
 
 
 @each_serve_file
@@ -175,4 +177,23 @@ def test_a_personality_changes_its_version_with_anything_about_it() -> None:
 @pytest.mark.parametrize("data", [{}, {"personalities": []}, {"personalities": [], "tpyo": 1}, None])
 def test_a_user_config_without_personalities_is_refused(data: object) -> None:
     with pytest.raises(ValueError, match=r"personalit|valid"):
-        gather(data, "robbie")
+        gather(data, _args())
+
+
+def _args(*pools: str) -> ChatArgs:
+    described = {"engine": "scripted", "model": "scripted-1", "language_model": False}
+    return ChatArgs.model_validate({"pools": dict.fromkeys(pools or ("scripted",), described)})
+
+
+def test_a_personality_names_pools_or_takes_those_of_the_configuration_in_its_order() -> None:
+    member = load(PERSONALITY_FILES[0])
+    chosen = {**member, "name": "chooser", "pools": ["b", {"pool": "a", "model": "m"}]}
+    gathered = gather({"personalities": [member, chosen]}, _args("a", "b").model_copy(update={"default_personality": "chooser"}))
+    assert [(c.pool, c.model) for c in gathered.get(member["name"]).pools] == [("a", ""), ("b", "")]
+    assert [(c.pool, c.model) for c in gathered.get("chooser").pools] == [("b", ""), ("a", "m")]
+
+
+def test_a_personality_that_names_an_unknown_pool_is_refused_by_its_name() -> None:
+    member = {**load(PERSONALITY_FILES[0]), "pools": ["gpu"]}
+    with pytest.raises(ValueError, match="gpu"):
+        gather({"personalities": [member]}, _args().model_copy(update={"default_personality": member["name"]}))

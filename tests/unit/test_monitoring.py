@@ -119,7 +119,7 @@ def test_the_page_explains_every_metric_as_the_table_has_it() -> None:
 
 
 def test_labels_never_hold_an_id() -> None:
-    allowed = {"personality", "pool", "outcome", "code", "over", "link", "script"}
+    allowed = {"personality", "pool", "model", "outcome", "code", "over", "link", "script"}
     assert {label for metric in METRICS for label in metric.labels} <= allowed
 
 

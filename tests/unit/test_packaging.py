@@ -138,7 +138,7 @@ def test_the_rayservice_has_what_its_resource_definition_requires() -> None:
     for group in cluster["workerGroupSpecs"]:
         assert group["groupName"]
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-        assert group["labels"] == {"aurora/inference": "true"}
+        assert group["labels"] == {"aurora/gpu": "true"}
     assert "labels" not in cluster["headGroupSpec"]
 
 

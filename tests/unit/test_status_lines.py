@@ -1,8 +1,8 @@
 """What `aurora-cli status` prints of a cluster: each fact of the status is in a line that a person understands."""
 
 from cluster.cluster_status import ClusterStatus, DeploymentStatus, NodeStatus
+from cluster.component import Component
 from cluster.redis_status import LAST_TAKEOVER, OPEN_TURNS, ChatRedis, LastTakeover, Place, RedisServer, Sentinel, place_of
-from cluster.status import Component
 from cluster.status_lines import lines
 from serve_app.state import keys
 
