@@ -1,7 +1,8 @@
 """`make bench`: measure, and write docs/benchmarks.md.
 
-Two parts, each by itself where it is named: `one-machine` (Aurora beside the seed's own idea) and `four-nodes` (the lab). Every
-figure on the page comes from `docs/benchmarks.json`, which this writes too; a part that is not measured keeps what it had.
+Three parts, each by itself where it is named: `one-machine` (Aurora beside the seed's own idea), `ollama` (the same, and LiteLLM,
+before one stand-in for Ollama) and `four-nodes` (the lab). Every figure on the page comes from `docs/benchmarks.json`, which this
+writes too; a part that is not measured keeps what it had.
 """
 
 import argparse
@@ -16,22 +17,24 @@ import orjson
 from cluster.failures import LifecycleError
 from cluster.lab.up import unfit
 from cluster.terminal import signals_as_interrupt
-from tests.bench import four_nodes, one_machine
+from tests.bench import four_nodes, one_machine, one_ollama
 from tests.bench.four_nodes import LoadFailed
 from tests.bench.page import write_page
+from tests.bench.starting import NotStarted
 from tests.drills.machine import machine, software
-from tests.drills.primary import NotReady
+from tests.drills.stage import NotReady
 
 ROOT = Path(__file__).resolve().parents[2]
-ONE_MACHINE, FOUR_NODES = "one-machine", "four-nodes"
-ROUNDS = {ONE_MACHINE: 5, FOUR_NODES: 3}
+ONE_MACHINE, OLLAMA, FOUR_NODES = "one-machine", "ollama", "four-nodes"
+ROUNDS = {ONE_MACHINE: 5, OLLAMA: 3, FOUR_NODES: 3}
 
 
 def main() -> int:
     """Measure and write; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=main.__doc__)
     parser.add_argument("part", nargs="?", choices=list(ROUNDS), help="only this one")
-    parser.add_argument("--rounds", type=int, help="how often everything is measured (default: 5; four nodes: 3)")
+    parser.add_argument("--rounds", type=int, help="how often everything is measured (default: 5; ollama and four nodes: 3)")
+    parser.add_argument("--quick", action="store_true", help="ollama: a second per figure, to see that it works")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of the page")
     given = parser.parse_args()
     parts = [given.part] if given.part else list(ROUNDS)
@@ -44,11 +47,11 @@ def main() -> int:
     try:
         with signals_as_interrupt():
             for part in parts:
-                data |= _measure(part, given.rounds or ROUNDS[part])
+                data |= _measure(part, given.rounds or ROUNDS[part], quick=given.quick)
                 file.write_bytes(orjson.dumps(data, option=orjson.OPT_INDENT_2) + b"\n")
                 write_page(given.out / "benchmarks.md", data)
                 print(f"Written: {given.out / 'benchmarks.md'}")
-    except (LifecycleError, NotReady, LoadFailed) as error:
+    except (LifecycleError, NotReady, NotStarted, LoadFailed) as error:
         print(f"{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -57,10 +60,12 @@ def main() -> int:
     return 0 if parts else 1
 
 
-def _measure(part: str, rounds: int) -> dict[str, Any]:
+def _measure(part: str, rounds: int, *, quick: bool) -> dict[str, Any]:
     facts = {"measured": datetime.now(UTC).strftime("%Y-%m-%d"), "python": platform.python_version(), **machine()}
     if part == ONE_MACHINE:
         return {"facts": facts, "rounds": one_machine.measure(rounds)}
+    if part == OLLAMA:
+        return {"ollama": {"facts": facts, **one_ollama.measure(rounds, quick=quick)}}
     measured = four_nodes.measure(rounds)
     return {"four_nodes": {"facts": {**facts, **software()}, **measured}}
 

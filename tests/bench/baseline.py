@@ -1,15 +1,17 @@
-"""The seed's own idea, for comparison: one FastAPI process + Redis + the same instant engine in process. Not durable.
+"""The seed's own idea, for comparison: one FastAPI process + Redis, and what speaks. Not durable.
 
 What the seed's document does per message, and nothing more: session, user message, event, history, reply, event. A
-process that dies takes its answers with it. `python -m tests.bench.baseline PORT REDIS_URL`.
+process that dies takes its answers with it. What speaks is the instant engine in process, or with a third argument an Ollama
+there, through the `ollama` client, as in the seed's container: `python -m tests.bench.baseline PORT REDIS_URL [OLLAMA_URL]`.
 """
 
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import ollama
 import orjson
 import uvicorn
 import yaml
@@ -26,6 +28,10 @@ from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
 
 PERSONALITIES = Path(__file__).resolve().parents[2] / "configs" / "personalities"
 HISTORY = 60
+MODEL = "llama3.2"
+
+Speak = Callable[[Prompt, Options, bool], AsyncIterator[str]]
+"""Says a reply, in pieces where they are wanted."""
 
 
 class Body(BaseModel):
@@ -37,10 +43,36 @@ class Body(BaseModel):
     options: Options | None = None
 
 
-def build(redis_url: str) -> FastAPI:
+def by_script() -> Speak:
+    engine = ScriptedEngine(ScriptedConfig())
+
+    async def speak(prompt: Prompt, options: Options, stream: bool) -> AsyncIterator[str]:
+        async for piece in engine.generate(prompt, options, Prefix(), run="baseline"):
+            yield piece.text
+
+    return speak
+
+
+def by_ollama(url: str) -> Speak:
+    client = ollama.AsyncClient(host=url)
+
+    async def speak(prompt: Prompt, options: Options, stream: bool) -> AsyncIterator[str]:
+        messages = [{"role": "system", "content": prompt.personality.system}]
+        messages += [{"role": str(m.role), "content": m.content} for m in prompt.messages]
+        asked = {"temperature": 0.7, "num_predict": options.max_tokens or 1024}
+        if stream:
+            async for part in await client.chat(MODEL, messages, options=asked, stream=True):
+                if part.message.content:
+                    yield part.message.content
+        else:
+            yield (await client.chat(MODEL, messages, options=asked)).message.content or ""
+
+    return speak
+
+
+def build(redis_url: str, speak: Speak) -> FastAPI:
     app = FastAPI()
     redis = Redis.from_url(redis_url, protocol=2)
-    engine = ScriptedEngine(ScriptedConfig())
     known = {f.stem: Personality.model_validate(yaml.safe_load(f.read_text())) for f in PERSONALITIES.glob("*.yaml")}
 
     async def store(conversation: str, message: dict[str, Any]) -> None:
@@ -77,16 +109,16 @@ def build(redis_url: str) -> FastAPI:
     @app.post("/api/chat")
     async def chat(body: Body) -> Response:
         conversation, prompt = await begin(body)
-        pieces = engine.generate(prompt, body.options or Options.model_construct(), Prefix(), run="baseline")
+        pieces = speak(prompt, body.options or Options.model_construct(), body.stream)
         if not body.stream:
-            text = "".join([piece.text async for piece in pieces])
+            text = "".join([piece async for piece in pieces])
             return Response(orjson.dumps(await finish(body, conversation, text)), media_type="application/json")
 
         async def stream() -> AsyncIterator[bytes]:
             said = []
             async for piece in pieces:
-                said.append(piece.text)
-                yield b"event: piece\ndata: %s\n\n" % orjson.dumps({"text": piece.text})
+                said.append(piece)
+                yield b"event: piece\ndata: %s\n\n" % orjson.dumps({"text": piece})
             yield b"event: done\ndata: %s\n\n" % orjson.dumps(await finish(body, conversation, "".join(said)))
 
         return StreamingResponse(stream(), media_type="text/event-stream")
@@ -95,4 +127,6 @@ def build(redis_url: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(build(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
+    port, redis_url, *at_ollama = sys.argv[1:]
+    app = build(redis_url, by_ollama(at_ollama[0]) if at_ollama else by_script())
+    uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="warning", access_log=False)

@@ -53,6 +53,7 @@ def _role(process: psutil.Process) -> str:
             return role
     if "ServeController" in line:
         return "serve controller"
-    if "tests.bench.baseline" in line:
-        return "one process"
+    for program, role in (("tests.bench.baseline", "one process"), ("fast_ollama", "stand-in"), (".venv-litellm", "litellm")):
+        if program in line:
+            return role
     return "rest of ray" if "ray" in line else "other"

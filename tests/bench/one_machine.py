@@ -1,10 +1,7 @@
 """One machine: Aurora and the seed's own idea, measured in turns."""
 
 import asyncio
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -12,17 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import redis
 
-from cluster.processes import belonging_to
-from cluster.run_record import load
 from tests.bench import load as generator
+from tests.bench import starting
 from tests.bench.cpu import seconds_by_role
-from tests.support.redis_process import RedisProcess, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = [(1, False, 300), (1, True, 300), (32, False, 3_000), (32, True, 3_000)]
 
 
@@ -75,46 +68,16 @@ class System:
         )  # fmt: skip
 
 
-def _aurora(stack: ExitStack, home: Path) -> System:
-    port, dashboard = free_port(), free_port()
-    env = {k: v for k, v in os.environ.items() if not k.startswith("AURORA_")}
-    env |= {"AURORA_HOME": str(home), "AURORA_PORT": str(port), "AURORA_DASHBOARD_PORT": str(dashboard)}
-    command = [sys.executable, "-m", "cluster"]
-    stack.callback(subprocess.run, [*command, "down"], env=env, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
-    subprocess.run([*command, "up"], env=env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    record = load(home)
-    assert record is not None
-    return System("aurora", port, record.redis_url, belonging_to(home, record.sessions))
-
-
-def _one_process(stack: ExitStack, folder: Path) -> System:
-    server = RedisProcess(folder)
-    stack.callback(server.close)
-    server.start()
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.bench.baseline", str(port), server.url], cwd=ROOT)
-    stack.callback(process.wait)
-    stack.callback(process.terminate)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            httpx.get(f"http://127.0.0.1:{port}/docs", timeout=1)
-            break
-        except httpx.HTTPError:
-            assert process.poll() is None, "the comparison ended"
-            assert time.monotonic() < deadline, "the comparison did not start"
-            time.sleep(0.1)
-    return System("one process", port, server.url, [psutil.Process(process.pid), psutil.Process(server.pid)])
-
-
 def measure(count: int) -> list[dict[str, Any]]:
     """Measure every case of both systems `count` times, and return the rounds."""
     rounds: list[Round] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aurora-bench-")))
-        (folder / "redis").mkdir()
         print("Starting Aurora and the comparison ...", flush=True)
-        systems = [_aurora(stack, folder / "home"), _one_process(stack, folder / "redis")]
+        systems = [
+            System("aurora", *starting.aurora(stack, folder / "home", "--config", "configs/local.yaml")),
+            System("one process", *starting.one_process(stack, folder / "redis")),
+        ]
         for system in systems:
             system.measure(8, False, 300)
         for number in range(count):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench import four_nodes_page
+from tests.bench import four_nodes_page, one_ollama_page
 
 
 def write_page(page: Path, data: dict[str, Any]) -> None:
@@ -16,8 +16,19 @@ def write_page(page: Path, data: dict[str, Any]) -> None:
         notes = page.with_name("benchmarks-notes.md")
         if notes.exists():
             out += ["", notes.read_text().strip()]
+    if "ollama" in data:
+        out += ["", *one_ollama_page.section(data["ollama"])]
+        notes = page.with_name("benchmarks-ollama-notes.md")
+        if notes.exists():
+            out += ["", notes.read_text().strip()]
     if "four_nodes" in data:
         out += ["", *four_nodes_page.section(data["four_nodes"])]
+    out += [
+        "",
+        "## vLLM on a GPU",
+        "",
+        "Not measured: there was no GPU at hand so far. On the CPU the engine is only tested (`make test-vllm`).",
+    ]
     page.write_text("\n".join(out) + "\n")
 
 
