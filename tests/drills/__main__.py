@@ -1,6 +1,7 @@
 """`make drills`: do the runs whose records are missing, in the lab, and write docs/drills.md."""
 
 import argparse
+import socket
 import sys
 import time
 import zlib
@@ -18,15 +19,16 @@ from tests.drills import durability
 from tests.drills.crowd_process import CrowdFailed
 from tests.drills.faults import FAULTS, RUNS, Fault, fault
 from tests.drills.page import render
-from tests.drills.primary import NotReady
 from tests.drills.records import FOLDER, load_all, missing, path, save
 from tests.drills.run import run
-from tests.drills.stage import Stage
+from tests.drills.stage import NotReady, Stage
 
 PAGE = FOLDER.parent / "drills.md"
 NOTES = FOLDER.parent / "drills-notes.md"
 _TRIES = 3
 """How often a run is tried whose fault hits too little."""
+LOCK = "\0aurora-drills"
+"""Held while drills are under way: a name of the kernel's, gone with the process."""
 
 
 def main() -> int:
@@ -47,10 +49,22 @@ def main() -> int:
             there = sum(path(each.name, number).exists() for number in range(1, RUNS + 1))
             print(f"{each.name:20} {there:2} of {RUNS}  {each.title}")
         return 0
+    if given.page:
+        _write_page()
+        return 0
     try:
-        if not given.page:
-            law_8 = given.durability or (not given.fault and not durability.FILE.exists())
-            _drill([] if given.durability else chosen, given.runs, law_8=law_8)
+        with _only_one():
+            return _drill_and_write(chosen, given)
+    except LifecycleError as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+
+
+def _drill_and_write(chosen: list[Fault], given: argparse.Namespace) -> int:
+    """Drill, and write the page of what there is then, however far it came."""
+    try:
+        law_8 = given.durability or (not given.fault and not durability.FILE.exists())
+        _drill([] if given.durability else chosen, given.runs, law_8=law_8)
     except (LifecycleError, NotReady, CrowdFailed) as error:
         print(f"{error}", file=sys.stderr)
         return 1
@@ -73,6 +87,21 @@ def _drill(chosen: list[Fault], runs: int, *, law_8: bool) -> None:
         for place, (each, number) in enumerate(todo, 1):
             print(f"\n{place}/{len(todo)}  {each.name} {number}: {each.title}", flush=True)
             _one(lab, each, number)
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    """Let nobody else drill in this machine's lab; the kernel ends the claim with the process.
+
+    Raises:
+        LifecycleError: somebody does.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as claim:
+        try:
+            claim.bind(LOCK)
+        except OSError:
+            raise LifecycleError("Drills are under way in the lab of this machine: wait for them to end, or stop them.") from None
+        yield
 
 
 @contextmanager
@@ -109,10 +138,12 @@ def _one(lab: Lab, each: Fault, number: int) -> None:
         )
         for problem in record.problems:
             say(f"! {problem}")
-        if record.hit.counted:
+        if record.counted:
             return
-        say("it did not count: the fault hit too little")
-    raise NotReady(f"{each.name} {number} hit too little {_TRIES} times.")
+        other_work = f"the load was late by {record.load_lag_s} s, as the machine has other work"
+        why = other_work if record.disturbed else "the fault hit too little"
+        say(f"it did not count: {why}")
+    raise NotReady(f"{each.name} {number} did not count {_TRIES} times: {why}.")
 
 
 def _sayer() -> Callable[[str], None]:

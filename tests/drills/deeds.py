@@ -1,7 +1,6 @@
 """Doing what a fault says to the lab, and undoing it."""
 
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +8,6 @@ from cluster.lab.lab import Lab
 from cluster.lab.places import CLIENTS, CLUSTER
 from cluster.settings import PROJECT_ROOT
 from tests.drills.faults import Fault
-from tests.drills.primary import move_primary
 
 _LEAVES_S = 20
 """How long a node that leaves lets its answers finish before it hands them over."""
@@ -48,17 +46,12 @@ def undo(lab: Lab, fault: Fault) -> None:
 
 
 def restart(lab: Lab, node: str, say: Callable[[str], None]) -> None:
-    """Restart a node as an operator does: let it leave, move the Redis primary away if it is there, power off, power on.
+    """Restart a node as an operator does: let it leave, and with it the Redis primary if it is there; power off, power on.
 
     Who keeps asking this very node, told by nobody to go elsewhere, is cut off in the end; `say` tells what was left.
-
-    Raises:
-        NotReady: the Redis primary does not move; says why.
     """
     drain = [sys.executable, "-m", "cluster", "node", "drain", node, "--timeout", str(_LEAVES_S), "--config", str(CLUSTER)]
     left = lab.exec(CLIENTS, ["env", f"--chdir={PROJECT_ROOT}", *drain], timeout=_LEAVES_S + 60)
     say(" ".join((left.stdout + left.stderr).split()))
-    if lab.redis_primary() == node:
-        lab.call(lambda: move_primary(lab.cluster, None, time.monotonic() + 30))
     lab.kill(node)
     lab.start(node)

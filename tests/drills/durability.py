@@ -19,10 +19,9 @@ from tests.drills.crowd_process import CrowdProcess
 from tests.drills.faults import ALL
 from tests.drills.histories import judge_all
 from tests.drills.machine import machine, software
-from tests.drills.primary import NotReady
 from tests.drills.records import FOLDER
 from tests.drills.seen import Asked, Probe
-from tests.drills.stage import Stage
+from tests.drills.stage import NotReady, Stage
 
 FILE = FOLDER / "durability.json"
 """Beside the records of the faults; it is none of them."""

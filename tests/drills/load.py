@@ -5,6 +5,7 @@ ends after a line `end`, when every client has its answer; what was seen is then
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tests.drills.seen import LOAD, Asked, Load
 
 _TICK_S = 0.05
 _UNDER_WAY_S = 30.0
+_NICE = -10
+"""The clients stand for machines of their own: where cores are short they come first, so that what they measure is the system."""
 
 
 class Crowd:
@@ -111,6 +114,7 @@ async def serve(crowd: Crowd) -> None:
 
 def main(plan: Path, out: Path) -> None:
     """Let the crowd of `plan` talk; write what it saw to `out`."""
+    os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     crowd = Crowd(PLAN.validate_json(plan.read_bytes()))
     asyncio.run(serve(crowd))
     out.write_bytes(LOAD.dump_json(crowd.seen))

@@ -75,10 +75,17 @@ async def kills(servers: RedisTrio, count: int) -> AsyncGenerator[Kill, None]:
 
 
 def stored(server: RedisProcess, conversation_id: str) -> list[str]:
-    """Return what the messages of a conversation say, as this server has them."""
+    """Return what the messages of a conversation say, as this server has them.
+
+    The reply of an end that is stored and waited for is among them, also where its announcement went with the primary: a
+    primary may tell its subscribers before it tells its replicas, and whoever meets the end announces it again (decision 0008).
+    """
     with redis.Redis(port=server.port, protocol=2) as client:
-        last = int(client.hget(f"aurora:conversation:{conversation_id}", "last_seq") or 0)
-        raw = [client.get(f"aurora:message:{conversation_id}:{seq}") for seq in range(1, last + 1)]
+        last, open_turn = client.hmget(f"aurora:conversation:{conversation_id}", "last_seq", "open_turn")
+        raw = [client.get(f"aurora:message:{conversation_id}:{seq}") for seq in range(1, int(last or 0) + 1)]
+        if open_turn:
+            state, reply = client.hmget(f"aurora:turn:{open_turn.decode()}", "state", "reply")
+            raw.append(reply if state == b"closing" else None)
     return [json.loads(message)["content"] for message in raw if message]
 
 

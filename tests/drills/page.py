@@ -8,12 +8,12 @@ from tests.drills.bars import bars, quantile
 from tests.drills.crowd import CROWD
 from tests.drills.durability import Durability
 from tests.drills.faults import ENOUGH, FAULTS, RUNS, Fault
-from tests.drills.records import Record
+from tests.drills.records import UNDISTURBED_S, Record
 
 
 def render(records: Sequence[Record], durability: Durability | None = None, notes: str = "") -> str:
     """Return the page."""
-    counted = [record for record in records if record.hit.counted]
+    counted = [record for record in records if record.counted]
     by_fault = [(fault, [r for r in counted if r.fault == fault.name]) for fault in FAULTS]
     done = [(fault, runs) for fault, runs in by_fault if runs]
     kinds = "; ".join(f"{kind.count} {kind.name}" for kind in CROWD)
@@ -29,7 +29,7 @@ def render(records: Sequence[Record], durability: Durability | None = None, note
 
 
 def _summary(by_fault: Iterable[tuple[Fault, list[Record]]], records: Sequence[Record]) -> Iterator[str]:
-    counted = [record for record in records if record.hit.counted]
+    counted = [record for record in records if record.counted]
     if not counted:
         yield "No run has been done yet.\n"
         return
@@ -44,11 +44,23 @@ def _summary(by_fault: Iterable[tuple[Fault, list[Record]]], records: Sequence[R
     short = [f"{fault.name} {len(runs)}" for fault, runs in by_fault if len(runs) < RUNS]
     if short:
         yield f"Fewer than {RUNS} runs: {', '.join(short)}."
-    missed = [record for record in records if not record.hit.counted]
+    missed = [record for record in records if not record.counted]
     if missed:
-        yield f"{len(missed)} runs more did not count, as their fault hit too little; their records are kept too."
+        yield _not_counted(missed)
     reached = [bar.reached for fault, runs in by_fault if runs for bar in bars(fault, runs).values()]
     yield f"**{sum(reached)} of {len(reached)} bars are reached**, each by itself below.\n"
+
+
+def _not_counted(records: Sequence[Record]) -> str:
+    disturbed = sum(record.disturbed for record in records)
+    counts = [record.counts for record in records]
+    return (
+        f"{len(records)} runs more did not count; their records are kept too. The fault of {len(records) - disturbed} hit too "
+        f"little; in {disturbed} the machine had other work: the load itself was late by more than {UNDISTURBED_S} s. "
+        f"In all of them together: wrong {sum(each.wrong for each in counts)}, "
+        f"lost {sum(each.pieces_lost for each in counts)}, repeated {sum(each.pieces_repeated for each in counts)}, "
+        f"acknowledged lost {sum(each.acknowledged_lost for each in counts)}."
+    )
 
 
 def _answers(done: Iterable[tuple[Fault, list[Record]]]) -> Iterator[str]:

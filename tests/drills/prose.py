@@ -15,8 +15,9 @@ second run is *divergent*: each word carries the mark of the attempt that wrote 
 
 **The fault** comes 3 to 10 s after all answers are under way, and is undone 12 s later (control Redis: 10 s; head away: 10 min).
 A run counts only if it hit at least {enough} turns between their first piece and their end: those that the victim generated, or
-whose client was connected to its door, as the fault says; of Redis, any. The Redis primary is on star, Ray's control Redis on
-iceland, the head is aurora.
+whose client was connected to its door, as the fault says; of Redis, any; and only if the load itself was never late by more than
+half a second: else the machine had other work, and what clients saw is not the system's doing. The Redis primary is on star,
+Ray's control Redis on iceland, the head is aurora.
 
 **Complete**: the client has the whole answer on every device, to the letter the undisturbed one (divergent: its words, in one
 stretch per attempt, cut exactly at the `after_seq` of each takeover), proven by its receipt, and two nodes have stored just that.

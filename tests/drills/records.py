@@ -11,6 +11,8 @@ from tests.drills.crowd import Mode
 from tests.drills.faults import RUNS, Fault
 
 VERSION = 1
+UNDISTURBED_S = 0.5
+"""By how much the load may be late where the machine does nothing else: 0.14 to 0.47 s were seen."""
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "drills"
 
 
@@ -31,7 +33,7 @@ class Before(_Part):
 class Hit(_Part):
     """What the fault met, by the clients' own events."""
 
-    counted: bool = Field(description="Whether enough was met for the run to count.")
+    counted: bool = Field(description="Whether enough was met.")
     turns_open: int = Field(description="Turns between their first piece and their end.")
     turns_generated_by_victim: int
     connections_at_victim: int = Field(description="Devices connected to a victim's door in such a turn.")
@@ -107,6 +109,16 @@ class Record(_Part):
     dark: list[int] = Field(description="Seconds in which no door at all answered anything.")
     load_lag_s: float = Field(description="How late the load itself was at most; pauses are no more exact than that.")
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether the machine had other work, so that what clients saw is not the system's doing alone."""
+        return self.load_lag_s > UNDISTURBED_S
+
+    @property
+    def counted(self) -> bool:
+        """Whether the run counts: its fault hit enough, and nothing else disturbed it."""
+        return self.hit.counted and not self.disturbed
+
 
 def path(fault: str, number: int, *, counted: bool = True, folder: Path = FOLDER) -> Path:
     """Where a run's record is; runs that did not count are kept apart."""
@@ -115,7 +127,7 @@ def path(fault: str, number: int, *, counted: bool = True, folder: Path = FOLDER
 
 def save(record: Record, *, folder: Path = FOLDER) -> Path:
     """Keep `record`; return where."""
-    file = path(record.fault, record.number, counted=record.hit.counted, folder=folder)
+    file = path(record.fault, record.number, counted=record.counted, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.model_dump(mode="json").items()]
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -129,7 +141,7 @@ def load_all(folder: Path = FOLDER) -> list[Record]:
         ValueError: a file is no record.
     """
     found = [Record.model_validate_json(file.read_bytes()) for file in sorted(folder.glob("*-*.json"))]
-    return sorted(found, key=lambda record: (record.fault, record.number, not record.hit.counted))
+    return sorted(found, key=lambda record: (record.fault, record.number, not record.counted))
 
 
 def missing(faults: Iterable[Fault], *, runs: int = RUNS, folder: Path = FOLDER) -> list[tuple[Fault, int]]:

@@ -17,7 +17,7 @@ from tests.drills.faults import Fault
 from tests.drills.histories import judge_all
 from tests.drills.machine import machine, software
 from tests.drills.records import Before, Record
-from tests.drills.seen import Load
+from tests.drills.seen import BALANCER, Load
 from tests.drills.stage import Stage
 
 _FAULT_AFTER_S = (3.0, 10.0)
@@ -48,8 +48,9 @@ def run(lab: Lab, stage: Stage, fault: Fault, number: int, seed: int, say: Calla
     before = stage.prepare(fault)
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     times = Times()
-    with balancer(lab) as door:
-        crowd_plan = plan(seed, mode, stage.urls | door, name=f"drill_{time.time_ns() // 10**9}", pause_s=fault.quiet_s)
+    with balancer(lab) as url:
+        doors = {**stage.urls, BALANCER: url}
+        crowd_plan = plan(seed, mode, doors, name=f"drill_{time.time_ns() // 10**9}", pause_s=fault.quiet_s)
         with CrowdProcess(lab, crowd_plan) as crowd:
             say("forty clients ask")
             crowd.wait_until_asked(_ASKED_S)

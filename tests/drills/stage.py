@@ -8,12 +8,13 @@ from typing import Any
 
 import httpx
 
-from cluster import serve_config
+from cluster import redis_primary, serve_config
 from cluster.failures import LifecycleError
 from cluster.lab.lab import Lab
 from cluster.lab.redis_roles import sentinel_sees
+from cluster.progress import Progress
+from cluster.terminal import out
 from tests.drills.faults import ALL, Fault
-from tests.drills.primary import NotReady, move_primary
 from tests.drills.records import Before
 
 PRIMARY = "star"
@@ -23,6 +24,10 @@ _READY_S = 180.0
 _POLL_S = 0.5
 
 
+class NotReady(Exception):
+    """The lab did not come into the state that was asked for."""
+
+
 class Stage:
     """The lab as the drills use it."""
 
@@ -30,7 +35,6 @@ class Stage:
         """Use `lab`; `say` tells a person what is being waited for."""
         self.lab = lab
         self._say = say
-        self._generating: tuple[str, ...] | None = None
 
     @property
     def urls(self) -> dict[str, str]:
@@ -51,7 +55,8 @@ class Stage:
         self.lab.start("redis-control")
         self._until(self._nodes_missing, "the nodes are back")
         self.generate(fault.generating)
-        self._make_primary()
+        self._until(self._sentinels_missing, "the Sentinels agree")
+        self.lab.call(lambda: redis_primary.move(self.lab.cluster, PRIMARY, Progress(out)))
         self._until(lambda: self.missing(fault.generating) or self._sentinels_missing(), "Redis is whole")
         return self._before()
 
@@ -61,7 +66,7 @@ class Stage:
         Raises:
             NotReady: it does not become so.
         """
-        if self._generating != nodes:
+        if self.missing(nodes):
             self._deploy(nodes)
         self._until(lambda: self.missing(nodes), "the lab is whole")
 
@@ -118,35 +123,41 @@ class Stage:
         return found + [f"{name} is too many on {node}" for name, node in sorted(living - needed)]
 
     def _deploy(self, generating: Sequence[str]) -> None:
-        """Have exactly these nodes generate."""
+        """Have exactly these nodes generate.
+
+        Serve restarts no replica for another number of them, but chooses itself which one to stop: so those that are too many
+        are killed first, and once it has noticed, what it gives up is their successors that have not started yet.
+        """
         self._say(f"{', '.join(generating)} are to generate")
         cluster = self.lab.cluster
+        for replica in self.lab.replicas():
+            if replica.deployment == "Inference" and replica.node not in generating:
+                self.lab.kill(f"{replica.application}/{replica.deployment}@{replica.node}")
+                self._until(lambda node=replica.node: self._running_on(node), "Serve has noticed")  # type: ignore[misc]
         config = serve_config.render(cluster.serve_config, host="0.0.0.0", port=cluster.port)
         if tuple(generating) != ALL:
-            config = narrowed(config, generating)
+            config = limited(config, len(generating))
         self.lab.call(lambda: self.lab.serve.deploy(config))
-        self._generating = tuple(generating)
 
-    def _make_primary(self) -> None:
-        """Move the Redis primary to where it belongs, as an operator would: a planned failover."""
-        if self._primary() == PRIMARY:
-            return
-        self._say(f"the Redis primary moves to {PRIMARY}")
-        self.lab.call(lambda: move_primary(self.lab.cluster, PRIMARY, time.monotonic() + 30))
-        self._until(lambda: [] if self._primary() == PRIMARY else [f"it is on {self._primary()}"], f"the primary is on {PRIMARY}")
-
-    def _primary(self) -> str:
+    def _running_on(self, node: str) -> list[str]:
+        """Say which replicas of inference run on a node, as Serve believes."""
         try:
-            return self.lab.redis_primary()
-        except LifecycleError:
-            return "no node"
+            applications = self.lab.call(lambda: self.lab.serve.details(timeout=5))["applications"]
+        except LifecycleError as error:
+            return [str(error)]
+        return [
+            f"{replica['replica_id']} runs on {node}"
+            for application in applications.values()
+            for replica in application["deployments"].get("Inference", {"replicas": []})["replicas"]
+            if replica["state"] == "RUNNING" and replica["node_ip"] == self.lab.addresses[node]
+        ]
 
     def _sentinels_missing(self) -> list[str]:
         """Say which Sentinels do not know the primary with all its replicas, and each other."""
         cluster = self.lab.cluster
         sentinels = {name: node.address for name, node in cluster.nodes.items() if node.sentinel}
         wanted = (
-            cluster.nodes[PRIMARY].address,
+            self.lab.addresses[self.lab.redis_primary()],
             sum(bool(node.redis) for node in cluster.nodes.values()) - 1,
             len(sentinels) - 1,
         )
@@ -167,16 +178,14 @@ class Stage:
         )
 
 
-def narrowed(config: dict[str, Any], generating: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration with inference on these nodes only."""
-    narrowed = deepcopy(config)
-    for application in narrowed["applications"]:
+def limited(config: dict[str, Any], replicas: int) -> dict[str, Any]:
+    """Return the configuration with so many replicas of inference, which Serve adopts without restarting any."""
+    limited = deepcopy(config)
+    for application in limited["applications"]:
         for deployment in application["deployments"]:
             if deployment["name"] == "Inference":
-                del deployment["autoscaling_config"]
-                deployment["num_replicas"] = len(generating)
-                deployment["ray_actor_options"]["label_selector"] = {"aurora/node": f"in({','.join(generating)})"}
-    return narrowed
+                deployment["autoscaling_config"] |= {"min_replicas": replicas, "max_replicas": replicas}
+    return limited
 
 
 def _healthy(url: str) -> bool:

@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
+from serve_app.chat.events import Done, Piece, Receipt
 from tests.drills.checker import Verdict
-from tests.drills.clients.ear import now
+from tests.drills.clients.ear import Ear, now
+from tests.drills.clients.websocket import WebSocketDevice
 from tests.drills.counting import counts, detection, failed, hit, pauses
 from tests.drills.crowd import CROWD, Kind, Mode, plan
 from tests.drills.faults import Fault
 from tests.drills.histories import judge_all
 from tests.drills.load import Crowd
+from tests.drills.seen import Asked
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack
 from tests.support.waiting import until
@@ -89,3 +93,29 @@ async def test_a_reply_that_was_changed_in_the_store_is_found(nodes: Nodes) -> N
 
     assert changed == 1
     assert [verdict.asked.turn_id for verdict in verdicts if verdict.problems] == [asked.turn_id]
+
+
+async def test_a_device_that_comes_back_in_the_moment_of_the_end_asks_for_the_pieces() -> None:
+    """A device is told what was open when it connected, as a whole, and here before its own frame was read."""
+    texts = ["You ", "speak."]
+    end = Done(turn_id="turn_1", receipt=Receipt.of(texts), content="".join(texts))
+    frames: list[dict[str, object]] = []
+
+    async def serve_one(socket: ServerConnection) -> None:
+        await socket.send(end.model_dump_json())
+        async for text in socket:
+            frames.append(json.loads(text))
+            if frames[-1]["type"] == "resume":
+                pieces = [Piece(turn_id="turn_1", seq=seq, attempt=1, text=text) for seq, text in enumerate(texts, 1)]
+                for event in (*pieces, end):
+                    await socket.send(event.model_dump_json())
+
+    async with serve(serve_one, "127.0.0.1", 0) as server:
+        urls = {"star": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+        ear = Ear(
+            Asked("ada", "ws", True, "star", "robbie", "Hello", words=2, words_per_second=2.0, divergent=False, asked_at=now())
+        )
+        async with WebSocketDevice(urls, ["star"], "ada", asks=True) as device, asyncio.timeout(20):
+            await device.ask(ear)
+    assert [frame["type"] for frame in frames] == ["chat", "resume"]
+    assert [heard.event.type for heard in ear.device.heard] == ["piece", "piece", "done"]

@@ -1,18 +1,15 @@
 """One lab for all tests that want it, and nothing left of it whatever they do."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from cluster.lab import Lab, network, places
-from cluster.lab.namespaces import enter
+from cluster.lab import Lab
 from cluster.lab.up import bring_up, take_down, unfit
 from cluster.progress import Progress
 from tests.drills.stage import Stage
-from tests.support.lab import remains, spaces
+from tests.support.lab import client_network, remains, spaces
 
 SETTLED_S = 150.0
 """By then a lab with a node that has just been started is whole, also on a busy machine."""
@@ -46,13 +43,8 @@ def lab(fit: None) -> Iterator[Lab]:
 @pytest.fixture
 def among_clients(lab: Lab) -> Iterator[None]:
     """The sockets of this test are in the network of the lab's clients."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    enter(network.path(places.CLIENTS))
-    try:
+    with client_network():
         yield
-    finally:
-        enter(Path(f"/proc/self/fd/{before}"))
-        os.close(before)
 
 
 @pytest.fixture

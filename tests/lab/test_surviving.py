@@ -3,12 +3,16 @@
 The last here, as they leave the lab as it happens to be.
 """
 
+import asyncio
+import sys
 import time
 
 import httpx
 import pytest
 
-from cluster.lab import Lab
+from cluster.lab import Lab, places
+from cluster.settings import PROJECT_ROOT
+from serve_app.client import Takeover
 from tests.lab.conftest import SETTLED_S
 from tests.support.lab import Nodes, get, say, served_by
 from tests.support.serving import Asked, undisturbed
@@ -40,6 +44,35 @@ async def test_packets_of_a_partitioned_node_vanish_and_a_frozen_one_is_silent_u
     assert lab.states()["vengeance"] == "frozen"
     lab.heal("vengeance")
     await until(lambda: served_by(lab.url("vengeance")) == "vengeance", 30)
+
+
+@pytest.mark.usefixtures("whole")
+async def test_a_node_that_is_drained_and_stopped_takes_no_answer_with_it_and_serves_again_once_it_is_started(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its service manager, which in the lab starts everything again, is what starts it."""
+    options: dict[str, object] = {"words": 600, "words_per_second": 30}
+    async with Asked(Nodes(lab, "vengeance"), "leaver", "Hello there", options, explore=False) as asked:
+        await asked.pieces(20)
+        node = asked.generated_on()
+        command = [sys.executable, "-m", "cluster", "node", "drain", node, "--stop", "--timeout", "3"]
+        home, config = places.ray_home(node), f"--config={places.CLUSTER}"
+        leaving = await asyncio.to_thread(
+            lab.exec, node, ["env", f"--chdir={PROJECT_ROOT}", f"AURORA_HOME={home}", *command, config], timeout=120
+        )
+        said = " ".join((leaving.stdout + leaving.stderr).split())
+        assert leaving.returncode == 0, said
+        assert f"{node} is stopped" in said
+        await asked.end(ANSWERED_S)
+        report(capsys, f"{node} drained, which generated", asked)
+        asked.check()
+        assert [event.reason for _, event in asked.events if isinstance(event, Takeover)] == ["moved"]
+
+    def serves() -> bool:
+        return (node, "serving") in [(each["node"], each["status"]) for each in get(lab.url("aurora"))["nodes"]]
+
+    await until(lambda: served_by(lab.url(node)) == node and serves(), SETTLED_S)
+    assert say(lab.url(node), "Hello", "guest")["node"] == node
 
 
 @pytest.mark.usefixtures("whole")

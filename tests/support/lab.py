@@ -1,6 +1,8 @@
 """The lab as tests use it: its nodes as a client sees them, and what is left of it when it is gone."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import httpx
 import redis
 
 from cluster.lab import Lab, network, places
+from cluster.lab.namespaces import enter
 from tests.support.serving import stored_replies
 
 
@@ -22,6 +25,18 @@ class Nodes:
         primary = self._lab.addresses[self._lab.redis_primary()]
         with redis.Redis(host=primary, decode_responses=True, protocol=2, socket_timeout=10) as store:
             return stored_replies(store, turn_id, conversation_id)
+
+
+@contextmanager
+def client_network() -> Iterator[None]:
+    """Have the sockets that this thread makes be in the network of the lab's clients."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    enter(network.path(places.CLIENTS))
+    try:
+        yield
+    finally:
+        enter(Path(f"/proc/self/fd/{before}"))
+        os.close(before)
 
 
 def get(url: str, *, timeout: float = 10, **params: str) -> dict[str, Any]:

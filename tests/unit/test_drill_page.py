@@ -109,10 +109,13 @@ def test_what_was_not_reached_is_said_and_the_notes_explain_it() -> None:
 
 
 def test_runs_that_are_missing_or_did_not_count_are_named() -> None:
-    page = render([record(), record(number=2, hit=MISSED)])
+    busy = record(number=3, load_lag_s=0.6, counts=counts(wrong=2))
+    page = render([record(), record(number=2, hit=MISSED), busy])
 
     assert "head 1" in line(page, "Fewer than 10 runs:")
-    assert "1 runs more did not count" in page
+    told = line(page, "2 runs more did not count")
+    assert "The fault of 1 hit too little; in 1 the machine had other work" in told
+    assert "wrong 2, lost 0, repeated 0, acknowledged lost 0" in told, "what went wrong in them is not hidden"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,7 @@ def test_records_are_kept_and_only_missing_runs_are_done_again(tmp_path: Path) -
     kept = [
         record(),
         record(number=2, hit=MISSED),
+        record(number=3, load_lag_s=0.6),
     ]
     for each in kept:
         assert save(each, folder=tmp_path).stat().st_size < 20_000
