@@ -63,6 +63,8 @@ class Connection:
         self._client_id = ""
         self._streams = False
         self._feeds = Feeds()
+        self._owed: set[str] = set()
+        """Turns whose end is noted as delivered once this connection has sent it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._tokens = FRAMES_AT_ONCE
@@ -192,8 +194,11 @@ class Connection:
             conversation_id=frame.conversation_id or "",
             idempotency_key=frame.message_id or "",
             options=frame.options or Options.model_construct(),
+            undelivered=not (self._streams or frame.message_id),
         )
         turn_id = ids.new_turn_id()
+        if ask.undelivered:
+            self._owed.add(turn_id)
         feed = self._feeds.open(turn_id)  # before the turn begins: what is published meanwhile waits here
         try:
             begun = await self._service.begin(ask, turn_id=turn_id)
@@ -205,6 +210,7 @@ class Connection:
             raise
         except BaseException:
             self._feeds.forget(turn_id)  # it may have begun all the same: then it is one of somebody else's
+            self._owed.discard(turn_id)
             raise
         if self._streams:
             accepted = self._service.accepted(begun, frame.message).model_dump()
@@ -230,12 +236,14 @@ class Connection:
     # -- what goes out
 
     async def _attach(self) -> None:
-        """Follow what is open: a client of the mission's kind cannot resume."""
-        for turn_id, is_open in await self._service.recent_turns(self._client_id):
-            if is_open:
-                self._follow(turn_id, stream=self._streams)
+        """Follow what is open, and what ended while who asked was away: a client of the mission's kind cannot resume."""
+        for turn in await self._service.recent_turns(self._client_id):
+            if turn.undelivered:
+                self._owed.add(turn.turn_id)
+            if turn.is_open or turn.undelivered:
+                self._follow(turn.turn_id, stream=self._streams)
             else:
-                self._feeds.known.add(turn_id)
+                self._feeds.known.add(turn.turn_id)
 
     async def _watch(self, live: Subscription) -> None:
         """Hand live events to the turns they belong to, and notice turns that were begun elsewhere."""
@@ -244,9 +252,9 @@ class Connection:
             if batch is None:
                 self._feeds.miss()
                 with contextlib.suppress(StoreUnavailable):
-                    for turn_id, _ in await self._service.recent_turns(self._client_id):
-                        if turn_id not in self._feeds.known:
-                            self._follow(turn_id, stream=self._streams)
+                    for turn in await self._service.recent_turns(self._client_id):
+                        if turn.turn_id not in self._feeds.known:
+                            self._follow(turn.turn_id, stream=self._streams)
                 continue
             turn_id = batch[0].turn_id
             if turn_id not in self._feeds.known:
@@ -277,6 +285,9 @@ class Connection:
                 async for event in events:
                     if stream or is_end(event):
                         await self._send(_frame(event))
+            if turn_id in self._owed:
+                self._owed.discard(turn_id)
+                self._service.delivered(turn_id)
         except TurnNotFound as error:
             await self._send(self._error(error))
         finally:

@@ -10,10 +10,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve_app.chat import ids
 from serve_app.chat.conversations import Conversation, ConversationStore, Page, Session, SessionStore
@@ -26,7 +26,7 @@ from serve_app.chat.messages import now
 from serve_app.chat.meter import UNMEASURED, Meter
 from serve_app.chat.options import OptionLimits, Options
 from serve_app.chat.personalities import Personalities
-from serve_app.chat.turns import Begun, Bus, NewTurn, Snapshot, Subscription, TurnStore
+from serve_app.chat.turns import Begun, Bus, NewTurn, RecentTurn, Snapshot, Subscription, TurnStore
 
 log = logging.getLogger(__name__)
 TITLE_LENGTH = 60
@@ -50,6 +50,8 @@ class Ask:
     conversation_id: str = ""
     idempotency_key: str = ""
     options: Options = field(default_factory=Options.model_construct)
+    undelivered: bool = False
+    """See `NewTurn.undelivered`."""
 
     def body_hash(self) -> str:
         """Return what tells one body from another under the same idempotency key (law 6)."""
@@ -96,7 +98,7 @@ class ChatService:
         self.in_flight = 0
         """Requests and connections being served; `serve_app.api` counts them."""
         self._config = config
-        self._dispatching: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
 
     async def begin(self, ask: Ask, *, turn_id: str = "") -> Begun:
         """Keep the message, open its turn and hand it to a router. What it returns is kept, whatever dies next.
@@ -128,6 +130,7 @@ class ChatService:
                 unix=int(time.time()),
                 deadline_ms=self._config.deadline_s * 1000,
                 max_open_turns=self._config.max_open_turns,
+                undelivered=ask.undelivered,
             )
         )
         if not begun.attached:
@@ -135,18 +138,21 @@ class ChatService:
         return begun
 
     def _dispatch(self, begun: Begun, token: str) -> None:
-        # Its own task and context: the caller may leave, the turn must not (law 4).
         work = self._dispatcher.take_turn(begun.turn_id, token=token, personality=begun.personality, warm=begun.warm)
-        task: asyncio.Task[None] = asyncio.create_task(self._safely(begun.turn_id, work), context=contextvars.Context())
-        self._dispatching.add(task)
-        task.add_done_callback(self._dispatching.discard)
+        self._apart(work, f"Turn {begun.turn_id} could not be handed to a router, a sweep finds it")
+
+    def _apart(self, work: Coroutine[Any, Any, None], failed: str) -> None:
+        """Do `work` in a task and context of its own: the caller may leave, the turn must not (law 4)."""
+        task = asyncio.create_task(self._safely(work, failed), context=contextvars.Context())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     @staticmethod
-    async def _safely(turn_id: str, work: Awaitable[None]) -> None:
+    async def _safely(work: Awaitable[None], failed: str) -> None:
         try:
             await work
-        except Exception as error:  # noqa: BLE001 - whatever it is, the turn is kept and a sweep finds it
-            log.warning("Turn %s could not be handed to a router (%s); a sweep finds it.", turn_id, type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what failed is made good elsewhere
+            log.warning("%s: %s.", failed, type(error).__name__)
 
     @contextlib.asynccontextmanager
     async def listen(self, client_id: str, *, turn_id: str = "") -> AsyncIterator[Subscription]:
@@ -224,9 +230,13 @@ class ChatService:
         """
         return await self._turns.read(turn_id)
 
-    async def recent_turns(self, client_id: str) -> list[tuple[str, bool]]:
-        """Return a client's turns whose logs are kept, oldest first, each with whether it is open."""
+    async def recent_turns(self, client_id: str) -> list[RecentTurn]:
+        """Return a client's turns whose logs are kept, oldest first."""
         return await self._turns.recent_turns(client_id)
+
+    def delivered(self, turn_id: str) -> None:
+        """Note that whoever asked was given the end of a turn that was `undelivered`; does not wait for it."""
+        self._apart(self._turns.delivered(turn_id), f"Turn {turn_id} could not be noted as delivered, its end may come again")
 
     async def stop(self, turn_id: str) -> Snapshot:
         """Stop a turn and return it; one that has ended stays as it ended.

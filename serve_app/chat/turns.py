@@ -70,6 +70,18 @@ class NewTurn:
     unix: int = 0
     deadline_ms: int = 900_000
     max_open_turns: int = 10_000
+    undelivered: bool = False
+    """Whoever asked can neither resume nor ask again: until `TurnStore.delivered`, the end is owed to the client's next
+    connection."""
+
+
+@dataclass(frozen=True)
+class RecentTurn:
+    """A turn of a client, as a new connection finds it. `undelivered`: see `NewTurn`."""
+
+    turn_id: str
+    is_open: bool = False
+    undelivered: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,8 +324,12 @@ class TurnStore(Protocol):
         """
         ...
 
-    async def recent_turns(self, client_id: str) -> list[tuple[str, bool]]:
-        """Return the client's turns whose logs are kept, oldest first, each with whether it is open."""
+    async def recent_turns(self, client_id: str) -> list[RecentTurn]:
+        """Return the client's turns whose logs are kept, oldest first."""
+        ...
+
+    async def delivered(self, turn_id: str) -> None:
+        """Note that whoever asked was given the end. Idempotent; where it is lost, the end may be given again."""
         ...
 
 

@@ -20,6 +20,7 @@ from serve_app.chat.turns import (
     NewTurn,
     PastMessage,
     Plan,
+    RecentTurn,
     Snapshot,
     Swept,
     TurnStore,
@@ -56,7 +57,7 @@ class RedisTurns(TurnStore):
             "timestamp": new.timestamp, "personality": new.personality, "default_personality": new.default_personality,
             "conversation_id": new.conversation_id, "options": _json(new.options.asked()), "message": _json(message),
             "idempotency_key": new.idempotency_key, "body_hash": new.body_hash, "title": new.title, "unix": new.unix,
-            "deadline_ms": new.deadline_ms, "max_open_turns": new.max_open_turns,
+            "deadline_ms": new.deadline_ms, "max_open_turns": new.max_open_turns, "undelivered": new.undelivered,
         }  # fmt: skip
         how, *rest = _texts(await self._scripts.run("begin", orjson.dumps(request), kept=_is_begun))
         if how == "refused":
@@ -223,10 +224,15 @@ class RedisTurns(TurnStore):
             reply=Message.model_validate(orjson.loads(message)) if message else None,
         )
 
-    async def recent_turns(self, client_id: str) -> list[tuple[str, bool]]:
+    async def recent_turns(self, client_id: str) -> list[RecentTurn]:
         """See `TurnStore.recent_turns`."""
         flat = _texts(await self._scripts.run("recent_turns", client_id))
-        return [(turn_id, state == "open") for turn_id, state in zip(flat[::2], flat[1::2], strict=True)]
+        found = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        return [RecentTurn(turn_id, state == "open", bool(undelivered)) for turn_id, state, undelivered in found]
+
+    async def delivered(self, turn_id: str) -> None:
+        """See `TurnStore.delivered`."""
+        await self._scripts.run("delivered", turn_id)
 
 
 def _pairs(turn_id: str, pieces: Sequence[LoggedPiece]) -> list[str]:

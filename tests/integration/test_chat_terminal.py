@@ -75,7 +75,7 @@ async def replies(stack: Stack, client_id: str = "ada") -> list[str]:
 
 async def states(stack: Stack, client_id: str = "ada") -> list[str]:
     """Return the states of a client's turns."""
-    return [(await stack.service.turn(turn_id)).state for turn_id, _ in await stack.turns.recent_turns(client_id)]
+    return [(await stack.service.turn(turn.turn_id)).state for turn in await stack.turns.recent_turns(client_id)]
 
 
 async def test_a_question_in_a_pipe_gives_the_text_and_nothing_else(slow: Stack, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ async def test_ctrl_c_stops_the_running_answer_and_the_conversation_goes_on(slow
 
 async def said_something(stack: Stack) -> bool:
     turns = await stack.turns.recent_turns("ada")
-    return bool(turns) and (await stack.service.turn(turns[0][0])).seq > 0
+    return bool(turns) and (await stack.service.turn(turns[0].turn_id)).seq > 0
 
 
 async def test_a_lost_connection_is_noted_once_and_no_word_comes_twice(slow: Stack, tmp_path: Path) -> None:

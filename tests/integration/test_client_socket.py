@@ -130,7 +130,7 @@ async def test_a_message_whose_acceptance_was_lost_is_asked_again_and_answered_o
         turn_id = await ask(reader)
         assert nodes[0].door.swallowed > 0
         assert await reader.whole(turn_id) == await undisturbed("Hello", SLOW)
-        assert [turn for turn, _ in await nodes[1].stack.turns.recent_turns("ada")] == [turn_id]
+        assert [turn.turn_id for turn in await nodes[1].stack.turns.recent_turns("ada")] == [turn_id]
 
 
 async def test_a_node_that_says_come_back_is_left_for_another(nodes: list[Node]) -> None:

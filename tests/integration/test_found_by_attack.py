@@ -15,7 +15,7 @@ from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask
 from serve_app.chat.supervise import Supervisor, SupervisorConfig
-from serve_app.chat.turns import LEASE_MS, Plan, Snapshot, Verdict
+from serve_app.chat.turns import LEASE_MS, Plan, RecentTurn, Snapshot, Verdict
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack, personalities
 from tests.support.turn_tools import FAKE_CLOCK, NOON, Store, ending, fall_due, logged, new_turn, open_turn, plan, store
@@ -292,7 +292,7 @@ async def test_an_hour_after_one_turn_has_ended_a_device_still_finds_the_other_t
     for key in [key async for key in at.redis.scan_iter()]:
         if (lives := await at.redis.ttl(key)) >= 0:
             await at.redis.expire(key, max(0, lives - 3_600))  # an hour passes
-    assert await at.turns.recent_turns("ann") == [(other.turn_id, True)]
+    assert await at.turns.recent_turns("ann") == [RecentTurn(other.turn_id, is_open=True)]
 
 
 class Replica(Inference.func_or_class):  # type: ignore[misc, name-defined]

@@ -15,7 +15,7 @@ import serve_app.state
 from serve_app.chat.errors import ChatError
 from serve_app.chat.events import Queued
 from serve_app.chat.nodes import NodeRecord
-from serve_app.chat.turns import Verdict
+from serve_app.chat.turns import RecentTurn, Verdict
 from serve_app.state.drain import RedisDrains
 from serve_app.state.nodes import RedisNodes
 from serve_app.state.scripts import Scripts
@@ -104,7 +104,7 @@ async def end_while_everybody_looks(at: Store) -> None:
             await turns.begin(new_turn(client_id="cleo"))
         assert await conversations.delete(turn.begun.conversation_id, client_id="cleo") == turn.turn_id
         assert (await turns.read(turn.turn_id)).end is None
-        assert await turns.recent_turns("cleo") == [(turn.turn_id, True)]
+        assert await turns.recent_turns("cleo") == [RecentTurn(turn.turn_id, is_open=True)]
         await turns.announce(turn.turn_id, token="somebody")
         if helper == "sweeper":
             await fall_due(at, turn.turn_id)
@@ -211,8 +211,10 @@ async def lead_a_life(at: Store) -> None:
     failed = await open_turn(at, client_id="ann")
     end = ending(failed.turn_id, [], status="failed")
     await turns.finish(failed.turn_id, token=failed.run, end=end, from_seq=1)
-    tired = new_turn(client_id="ann")
+    tired = new_turn(client_id="ann", undelivered=True)
     await turns.begin(tired)
+    await turns.recent_turns("ann")
+    await turns.delivered(tired.turn_id)
     await at.redis.hset("aurora:turn:" + tired.turn_id, "barren", 3)
     await turns.claim(tired.turn_id, dispatch=tired.token, run="run-5", node="star", plan=plan(), window=60)
     await at.redis.zadd("aurora:turns:open", {"turn_forgotten": 1})

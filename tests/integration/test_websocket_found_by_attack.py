@@ -30,11 +30,11 @@ async def test_who_asked_sees_the_answer_although_the_reply_that_it_was_kept_got
         await asking.chat("Hello", message_id="m1")
         refused = (await asking.until("error"))[-1]
         assert (refused["error"]["code"], refused["message_id"]) == ("store_unavailable", "m1")
-        ((turn_id, is_open),) = await at.turns.recent_turns("ann")
-        assert is_open, "the message was kept all the same"
-        await fall_due(at, turn_id)  # and so a sweep will find it
+        (turn,) = await at.turns.recent_turns("ann")
+        assert turn.is_open, "the message was kept all the same"
+        await fall_due(at, turn.turn_id)  # and so a sweep will find it
         frames = [frame for frame in await asking.until("done") if frame["type"] not in ("accepted", "queued")]
-        assert {frame["turn_id"] for frame in frames} == {turn_id}
+        assert {frame["turn_id"] for frame in frames} == {turn.turn_id}
         check_whole(frames)
 
 

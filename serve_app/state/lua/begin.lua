@@ -79,6 +79,7 @@ end
 session.conversations[personality] = id
 keep_session(session, now)
 if REPLICAS > 0 then redis.call('HSET', turn, 'untold', '1') end
+if a.undelivered then redis.call('HSET', turn, 'undelivered', '1') end
 
 if new_session then tell_session(session) end
 if REPLICAS == 0 then
