@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from serve_app.chat.messages import Message, Role
 from tests.drills.reading import Reading, read
-from tests.drills.seen import Asked
+from tests.drills.seen import Asked, Device
 from tests.support.divergent import stretch_breaches, stretches_of, text_breaches
 
 Histories = Mapping[str, Sequence[Message]]
@@ -87,10 +87,20 @@ def _own_text(verdict: Verdict) -> str | None:
         return None
     for number, reading in enumerate(verdict.readings[1:], 2):
         if not reading.ends:
-            verdict.problems.append(f"device {number} never saw the end")
+            verdict.problems.append(f"device {number} never saw the end ({_account(asked, asked.devices[number - 1])})")
         elif reading.text != verdict.readings[0].text:
             verdict.problems.append(f"device {number} has another text than device 1")
     return verdict.readings[0].text
+
+
+def _account(asked: Asked, device: Device) -> str:
+    """Say when a device was connected and what it heard last, in seconds since the turn was asked for."""
+    links = [
+        f"{link.door} from {link.opened_at - asked.asked_at:.1f} s" + (f", lost: {link.lost}" if link.lost else "")
+        for link in device.links
+    ]
+    heard = [f"heard last: {last.event.type} at {last.at - asked.asked_at:.1f} s" for last in device.heard[-1:]]
+    return "; ".join([*links, *heard]) or "never connected"
 
 
 def _stored(verdict: Verdict, histories: Histories) -> str | None:

@@ -20,6 +20,7 @@ from tests.drills.load import Crowd
 from tests.drills.seen import Asked
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack
+from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -119,3 +120,27 @@ async def test_a_device_that_comes_back_in_the_moment_of_the_end_asks_for_the_pi
             await device.ask(ear)
     assert [frame["type"] for frame in frames] == ["chat", "resume"]
     assert [heard.event.type for heard in ear.device.heard] == ["piece", "piece", "done"]
+
+
+async def test_a_second_device_that_is_away_while_the_turn_ends_asks_for_the_rest_when_it_comes_back(nodes: Nodes) -> None:
+    asked = Asked("ada", "ws", True, "aurora", "robbie", "Hello", words=20, words_per_second=20, divergent=False, asked_at=now())
+    first, second = Ear(asked), Ear(asked, first=False)
+    async with (
+        TcpProxy(int(nodes.urls["star"].rpartition(":")[2])) as proxy,
+        WebSocketDevice(nodes.urls, ["aurora"], "ada", asks=True) as asking,
+        WebSocketDevice({"star": f"http://127.0.0.1:{proxy.port}"}, ["star"], "ada", asks=False) as listening,
+        asyncio.timeout(20),
+    ):
+        listening.listen(second)
+        answer = asyncio.create_task(asking.ask(first))
+        await until(lambda: second.seq > 2)
+        proxy.stall()  # as with a partition: the connection is there, and nothing comes
+        await answer
+        assert second.open
+        proxy.flow()
+        proxy.cut()
+        await listening.heard(second, 10)
+    (verdict,) = await judge_all([asked], nodes.urls)
+    assert verdict.problems == []
+    assert [reading.whole for reading in verdict.readings] == [True, True]
+    assert len(asked.devices[1].links) > 1

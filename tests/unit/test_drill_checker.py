@@ -287,8 +287,12 @@ def test_a_client_that_tries_again_and_has_no_answer_is_named() -> None:
     assert not found.kept
 
 
-def test_a_second_device_that_never_saw_the_end_is_named() -> None:
-    assert any("never saw the end" in problem for problem in verdict(device(GOOD), device(GOOD[:-1])).problems)
+def test_a_second_device_that_never_saw_the_end_is_named_with_when_it_was_there() -> None:
+    short = device(GOOD[:-1], after=(0, 0))
+    short.links[0].lost = "no pong"
+    problem = "device 2 never saw the end (aurora from 0.0 s, lost: no pong; aurora from 1.0 s; heard last: piece at 3.5 s)"
+    assert problem in verdict(device(GOOD), short).problems
+    assert "device 2 never saw the end (never connected)" in verdict(device(GOOD), Device()).problems
 
 
 def by_rest(text: str = TEXT, of: str = TEXT, status: str = "done") -> Asked:

@@ -8,7 +8,7 @@ import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from serve_app.chat.events import is_end, parse_event
+from serve_app.chat.events import End, parse_event
 from tests.drills.clients.ear import Ear, fail, now
 
 _PAUSE_S = 0.2
@@ -18,8 +18,9 @@ _LOST = (WebSocketException, OSError, TimeoutError)
 class WebSocketDevice:
     """One device of a client, connected all the time, to one door after the other. Use as `async with`.
 
-    One that `asks` names its turn and the last piece when it comes back (`resume`); one that only listens says
-    `?stream=true` and is sent whatever is open, from the start.
+    It names its turn and the last piece when it comes back (`resume`): a turn that has ended meanwhile is told to nobody who
+    does not ask for it. One that only listens, and has not heard of a turn yet, says `?stream=true` and is sent whatever is
+    open, from the start.
     """
 
     def __init__(self, urls: dict[str, str], doors: list[str], client_id: str, *, asks: bool) -> None:
@@ -30,6 +31,8 @@ class WebSocketDevice:
         self._link = 0
         self._new = True
         """Nothing has come over this connection yet."""
+        self._resumes = False
+        """This connection began with its own frame, and not with whatever is open."""
         self._socket: ClientConnection | None = None
 
     async def __aenter__(self) -> "WebSocketDevice":
@@ -82,17 +85,25 @@ class WebSocketDevice:
             await asyncio.sleep(_PAUSE_S)
 
     def _connecting(self) -> connect:
-        query = "" if self._asks else "?stream=true"
+        self._resumes = self._asks or self._left_a_turn()
+        query = "" if self._resumes else "?stream=true"
         address = f"{self._urls[self._doors[0]].replace('http', 'ws', 1)}/ws/{self._client_id}{query}"
         return connect(
             address, open_timeout=2, close_timeout=0.5, ping_interval=1, ping_timeout=1.5, compression=None, proxy=None
         )
 
+    def _left_a_turn(self) -> bool:
+        """Whether a turn was heard of whose end was not."""
+        return self._ear is not None and self._ear.open and self._ear.turn_id != ""
+
     async def _welcome(self, socket: ClientConnection) -> None:
+        if self._resumes and not self._asks and not self._left_a_turn():
+            await socket.close()  # it was given up meanwhile: the next connection streams from its beginning
+            return
         self._socket, self._new, ear = socket, True, self._ear
         if ear is not None and ear.open:
-            self._link = ear.connect(self._doors[0], after=ear.seq if self._asks else 0)
-            if self._asks:
+            self._link = ear.connect(self._doors[0], after=ear.seq if self._resumes else 0)
+            if self._resumes:
                 await self._begin(socket, ear)
 
     async def _begin(self, socket: ClientConnection, ear: Ear) -> None:
@@ -110,7 +121,7 @@ class WebSocketDevice:
         error = frame.get("error")
         if isinstance(error, dict):
             fail(ear.asked, self._doors[0], f"{error['code']}: {error['message']}")
-            if self._asks and ear.open:
+            if self._resumes and ear.open:
                 if error["retryable"]:
                     await asyncio.sleep(_PAUSE_S)
                     await self._begin(socket, ear)
@@ -118,7 +129,7 @@ class WebSocketDevice:
                     ear.give_up()
         elif frame.get("turn_id") == (ear.turn_id or frame.get("turn_id")):
             event = parse_event(frame)
-            if self._asks and is_end(event) and event.receipt.pieces > ear.seq and self._new:
+            if self._resumes and isinstance(event, End) and event.receipt.pieces > ear.seq and self._new:
                 # A device that says nothing of streaming when it connects is told the end as a whole: it came before our frame.
                 ear.turn_id = event.turn_id
                 await self._begin(socket, ear)
