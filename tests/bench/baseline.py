@@ -90,7 +90,7 @@ def build(redis_url: str, speak: Speak) -> FastAPI:
         await redis.set(f"base:session:{body.client_id}", orjson.dumps(record), ex=3600)
         message = {"role": "user", "content": body.message, "timestamp": now(), "client_id": body.client_id, "node": "aurora"}
         await store(conversation, message)
-        last = int(await redis.get(f"base:seq:{conversation}"))
+        last = int(await redis.get(f"base:seq:{conversation}") or 0)
         raw = await redis.mget([f"base:message:{conversation}:{n}" for n in range(max(1, last - HISTORY + 1), last + 1)])
         history = [orjson.loads(m) for m in raw if m]
         return conversation, Prompt(known[body.personality], tuple(PromptMessage(Role(m["role"]), m["content"]) for m in history))

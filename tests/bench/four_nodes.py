@@ -24,6 +24,7 @@ from cluster.settings import PROJECT_ROOT
 from tests.bench.cpu import machine_busy_s, spent
 from tests.bench.paced import Plan, Seen
 from tests.drills.balancer import balancer
+from tests.drills.seen import BALANCER
 from tests.drills.stage import Stage
 
 PER_SECOND = 50.0
@@ -80,7 +81,7 @@ def measure(rounds: int) -> dict[str, Any]:
         generating = [name for name in lab.nodes if name != lab.cluster.head]
         stage.wait_until_whole(generating, _WHOLE_S)
         users = Users(lab)
-        doors = stage.urls | by_balancer
+        doors = stage.urls | {BALANCER: by_balancer}
         for stream in (False, True):
             users.come(doors, stream=stream, seconds=3)  # the first turn of a replica is not like the others
         seen: dict[bool, list[Seen]] = {False: [], True: []}

@@ -3,6 +3,7 @@
 import statistics
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tests.bench.one_ollama import AURORA, BARE, LITELLM, PACE, SEED
@@ -116,10 +117,14 @@ def _table(records: Records, tokens: int, stream: bool, pace: float) -> list[str
     return out
 
 
+def _cost(role: str, record: dict[str, Any]) -> float:
+    return float(record["cpu_ms"].get(role, 0.0))
+
+
 def _by_process(records: Records) -> list[str]:
     columns = [_pick(records, AURORA, tokens, stream, BUSY) for tokens, stream in KINDS]
     roles = {role for column in columns for r in column for role in r["cpu_ms"]}
-    costs = {role: [_median(column, lambda r, role=role: r["cpu_ms"].get(role, 0.0)) for column in columns] for role in roles}
+    costs = {role: [_median(column, partial(_cost, role)) for column in columns] for role in roles}
     heads = " | ".join(f"{tokens} {'streamed' if stream else 'whole'}" for tokens, stream in KINDS)
     out = [f"| process | {heads} |", "|---|" + "---|" * len(KINDS)]
     ordered = sorted(costs.items(), key=lambda item: -sum(item[1]))

@@ -55,8 +55,8 @@ async def kills(servers: RedisTrio, count: int) -> AsyncGenerator[Kill, None]:
                 reply = answer.json()
                 kept = stored(servers.primary, reply["conversation_id"]) == [body["message"], reply["response"]]
             else:
-                body |= {"stream": True, "options": {"words": 20, "words_per_second": 100}}
-                async with http.stream("POST", "/api/chat", json=body) as response:
+                streamed = {**body, "stream": True, "options": {"words": 20, "words_per_second": 100}}
+                async with http.stream("POST", "/api/chat", json=streamed) as response:
                     events = read_sse(response)
                     accepted = await anext(events)
                     servers.primary.kill()

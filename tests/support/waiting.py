@@ -4,14 +4,18 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, overload
 
 from serve_app.chat.events import Event, is_end
 
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 5.0) -> T:
+@overload
+async def until(condition: Callable[[], Awaitable[T]], timeout: float = 5.0) -> T: ...
+@overload
+async def until(condition: Callable[[], T], timeout: float = 5.0) -> T: ...
+async def until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
     """Return what `condition` says, sync or async, as soon as it is true; fail after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -19,7 +23,7 @@ async def until(condition: Callable[[], T | Awaitable[T]], timeout: float = 5.0)
         if inspect.isawaitable(value):
             value = await value
         if value:
-            return cast("T", value)
+            return value
         if time.monotonic() > deadline:
             raise AssertionError(f"{inspect.getsource(condition).strip()!r} did not come true within {timeout:g} s")
         await asyncio.sleep(0.005)
@@ -59,7 +63,11 @@ class Listening:
 
     async def first(self, kind: str, timeout: float = 10.0) -> Event:
         """Wait for the first event of a type."""
-        return await until(lambda: next((event for event in self.events if event.type == kind), None), timeout)  # type: ignore[return-value]
+
+        def found() -> list[Event]:
+            return [event for event in self.events if event.type == kind]
+
+        return (await until(found, timeout))[0]
 
     async def pieces(self, count: int, timeout: float = 10.0) -> None:
         """Wait until `count` pieces have come."""
