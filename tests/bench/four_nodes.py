@@ -29,6 +29,8 @@ from tests.drills.stage import Stage
 
 PER_SECOND = 50.0
 """Turns, at all doors together."""
+PER_NODE = 25.0
+"""Turns at each node, where as many come to each however many serve."""
 WINDOW_S = 12.0
 """How long each figure of a round is measured."""
 _WHOLE_S = 60.0
@@ -60,6 +62,7 @@ class Window:
 
     round: int
     doors: list[str]
+    per_second: float
     turns: int
     failures: int
     seconds: float
@@ -90,13 +93,14 @@ def measure(rounds: int) -> dict[str, Any]:
             for stream in (False, True):
                 seen[stream].append(users.come(doors, stream=stream, seconds=WINDOW_S))
                 _say_latency(f"{number + 1}/{rounds}", seen[stream][-1], stream)
-            for names in _serving(number, generating, lab.nodes):
-                windows.append(_window(lab, users, number, names))
+            for names, per_second in _serving(number, generating, lab.nodes):
+                windows.append(_window(lab, users, number, names, per_second))
                 _say_window(f"{number + 1}/{rounds}", windows[-1])
         stage.wait_until_whole(generating, _WHOLE_S)
     latencies = [asdict(_latency(door, stream, seen[stream])) for stream in (False, True) for door in doors]
     return {
         "per_second": PER_SECOND,
+        "per_node": PER_NODE,
         "window_s": WINDOW_S,
         "latency": latencies,
         "cpu": [asdict(window) for window in windows],
@@ -109,11 +113,11 @@ class Users:
     def __init__(self, lab: Lab) -> None:
         self._lab, self._seeds = lab, count(1)
 
-    def come(self, doors: dict[str, str], *, stream: bool, seconds: float) -> Seen:
+    def come(self, doors: dict[str, str], *, stream: bool, seconds: float, per_second: float = PER_SECOND) -> Seen:
         """Let users come to these doors for about so many seconds."""
         hosts = {name: url.removeprefix("http://") for name, url in doors.items()}
-        turns = round(PER_SECOND * seconds / len(doors)) * len(doors)
-        plan = orjson.dumps(Plan(hosts, turns, PER_SECOND, stream, next(self._seeds))).decode()
+        turns = round(per_second * seconds / len(doors)) * len(doors)
+        plan = orjson.dumps(Plan(hosts, turns, per_second, stream, next(self._seeds))).decode()
         command = self._lab.command(CLIENTS, [sys.executable, "-m", "tests.bench.paced", plan])
         try:
             done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, check=True, timeout=seconds + 60)
@@ -134,29 +138,34 @@ def _fresh_lab() -> Iterator[Lab]:
         take_down()
 
 
-def _serving(number: int, workers: list[str], nodes: list[str]) -> list[list[str]]:
-    """Return the doors that serve in each window of a round: none, 1, 2, 4, beginning and with whom another each time."""
+def _serving(number: int, workers: list[str], nodes: list[str]) -> list[tuple[list[str], float]]:
+    """Return the doors that serve in each window of a round, and the turns that come in all, beginning elsewhere each time.
+
+    None, 1, 2 and 4 with the same turns in all; 1, 2 and 4 with the same turns for each: two serve the same both times.
+    """
+    assert PER_NODE * 2 == PER_SECOND
     first, second = workers[number % len(workers)], workers[(number + 1) % len(workers)]
-    cases = [[], [first], [first, second], nodes]
+    some = ([first], [first, second], nodes)
+    cases = [([], 0.0), *((doors, PER_SECOND) for doors in some), ([first], PER_NODE), (nodes, PER_NODE * len(nodes))]
     start = number % len(cases)
     return cases[start:] + cases[:start]
 
 
-def _window(lab: Lab, users: Users, number: int, names: list[str]) -> Window:
+def _window(lab: Lab, users: Users, number: int, names: list[str], per_second: float) -> Window:
     def nodes_spent() -> Any:
         return spent(pid for node in lab.nodes for pid in processes(node))
 
     before, busy, begun = nodes_spent(), machine_busy_s(), time.monotonic()
     seen = None
     if names:
-        seen = users.come({name: lab.url(name) for name in names}, stream=False, seconds=WINDOW_S)
+        seen = users.come({name: lab.url(name) for name in names}, stream=False, seconds=WINDOW_S, per_second=per_second)
     else:
         time.sleep(WINDOW_S)  # what is measured is just this: nobody comes
     seconds, busy = time.monotonic() - begun, machine_busy_s() - busy
     cpu = {role: used for role, used in nodes_spent().since(before).items() if used > 0}
     others = max(0.0, busy - sum(cpu.values()) - (seen.cpu_s if seen else 0))
     turns = sum(map(len, seen.latencies.values())) if seen else 0
-    return Window(number + 1, names, turns, sum(seen.failures.values()) if seen else 0, seconds, cpu, others)
+    return Window(number + 1, names, per_second, turns, sum(seen.failures.values()) if seen else 0, seconds, cpu, others)
 
 
 def _latency(door: str, stream: bool, rounds: list[Seen]) -> Latency:
@@ -183,7 +192,7 @@ def _say_latency(place: str, seen: Seen, stream: bool) -> None:
 
 
 def _say_window(place: str, window: Window) -> None:
-    who = f"{len(window.doors)} serving" if window.doors else "nobody comes"
+    who = f"{len(window.doors)} serve {window.per_second:g}/s" if window.doors else "nobody comes"
     print(
         f"{place}  {who:17} {sum(window.cpu_s.values()) / window.seconds:.2f} cores, "
         f"others on this machine {window.others_s / window.seconds:.2f}; {window.turns} turns, failed {window.failures}",

@@ -7,6 +7,8 @@ from typing import Any
 
 LATENCY_MS = 50
 GROWTH = 1.15
+Rate = Callable[[int], float]
+"""How many turns come a second in all, when so many nodes serve."""
 RAY = ("gcs_server", "raylet", "serve controller", "rest of ray")
 """Processes that are Ray's alone. What an idle replica spends is Ray's and Serve's in part, but is counted as the replica's."""
 
@@ -31,9 +33,9 @@ def section(data: dict[str, Any]) -> list[str]:
             f"{max(others):.2f}). Failed requests: {failures} of {turns}.",
             120,
         ),
-        "By itself: `sudo .venv/bin/python -m tests.bench four-nodes`, about five minutes.",
+        "By itself: `sudo .venv/bin/python -m tests.bench four-nodes`, about seven minutes.",
         "",
-        *_bars(latencies, windows, rounds),
+        *_bars(data, rounds),
         "",
         "### Added latency at each door",
         "",
@@ -46,24 +48,32 @@ def section(data: dict[str, Any]) -> list[str]:
         "",
         "### CPU of a turn when 1, 2 or 4 nodes serve",
         "",
-        "The same lab, the same rate: all users come to one node, or spread over two, or over all four. (Their turns are",
-        "supervised there and generated there or elsewhere, as Serve chooses.) All processes of the four nodes are counted:",
-        "replicas, HAProxy, Redis and its replicas, Sentinels, Ray. What they spend in the same time when nobody comes,",
-        "measured in the same round, is taken off. The order changes with the rounds, and so do the nodes.",
+        *textwrap.wrap(
+            f"The same lab: all users come to one node, or spread over two, or over all four; once as many in all however many "
+            f"serve ({data['per_second']:.0f} turns/s), once as many at each ({data['per_node']:.0f}). Their turns are generated "
+            f"at that node, or elsewhere where it has no engine. All processes of the four nodes are counted: replicas, HAProxy, "
+            f"Redis and its replicas, Sentinels, Ray. What they spend in the same time when nobody comes, measured in the same "
+            f"round, is taken off. The order changes with the rounds, and so do the nodes.",
+            120,
+        ),
         "",
-        "| nodes that serve | CPU ms per turn, median (min–max) | of one node, median of the rounds' ratios |",
-        "|---|---|---|",
-        *_costs(windows, rounds),
+        "| nodes that serve | turns/s in all | CPU ms per turn, median (min–max) | of one node, median of the rounds' ratios |",
+        "|---|---|---|---|",
+        *_costs(windows, rounds, lambda nodes: data["per_second"]),
+        *_costs(windows, rounds, lambda nodes: data["per_node"] * nodes),
+        "",
+        f"Of {data['per_second']:.0f} turns/s in all:",
         "",
         "| process | CPU ms per turn, 1 serves | 2 serve | 4 serve | cores when nobody comes |",
         "|---|---|---|---|---|",
-        *_roles(windows, rounds),
+        *_roles(windows, rounds, data["per_second"]),
         "",
-        *_idle(windows),
+        *_idle(windows, data["per_second"]),
     ]
 
 
-def _bars(latencies: list[dict[str, Any]], windows: list[dict[str, Any]], rounds: list[int]) -> list[str]:
+def _bars(data: dict[str, Any], rounds: list[int]) -> list[str]:
+    latencies, windows = data["latency"], data["cpu"]
     bars = []
     for what, stream, name in (("whole reply", False, ""), ("first piece of a stream", True, "first_")):
         for quantile in ("p50", "p99"):
@@ -76,8 +86,9 @@ def _bars(latencies: list[dict[str, Any]], windows: list[dict[str, Any]], rounds
                     f"{value:.1f} ms ({worst['door']})",
                 )
             )
-    growth = statistics.median(_ratios(windows, rounds, 4))
-    bars.append((f"CPU of a turn, 4 nodes ≤ {GROWTH} × 1 node", growth <= GROWTH, f"{growth:.2f} ×"))
+    for said, rate in (("in all", lambda nodes: data["per_second"]), ("at each", lambda nodes: data["per_node"] * nodes)):
+        growth = statistics.median(_ratios(windows, rounds, 4, rate))
+        bars.append((f"CPU of a turn, 4 nodes ≤ {GROWTH} × 1 node, as many turns {said}", growth <= GROWTH, f"{growth:.2f} ×"))
     lines = [f"| {bar} | {value} | {'reached' if reached else '**not reached**'} |" for bar, reached, value in bars]
     return ["| bar | this run | |", "|---|---|---|", *lines]
 
@@ -95,31 +106,33 @@ def _doors(latencies: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _costs(windows: list[dict[str, Any]], rounds: list[int]) -> list[str]:
+def _costs(windows: list[dict[str, Any]], rounds: list[int], rate: Rate) -> list[str]:
     lines = []
     for nodes in (1, 2, 4):
-        costs = [_cost(windows, each, nodes) for each in rounds]
-        ratio = statistics.median(_ratios(windows, rounds, nodes))
-        lines.append(f"| {nodes} | {statistics.median(costs):.2f} ({min(costs):.2f}–{max(costs):.2f}) | {ratio:.2f} |")
+        costs = [_cost(windows, each, nodes, rate(nodes)) for each in rounds]
+        ratio = statistics.median(_ratios(windows, rounds, nodes, rate))
+        lines.append(
+            f"| {nodes} | {rate(nodes):.0f} | {statistics.median(costs):.2f} ({min(costs):.2f}–{max(costs):.2f}) | {ratio:.2f} |"
+        )
     return lines
 
 
-def _roles(windows: list[dict[str, Any]], rounds: list[int]) -> list[str]:
+def _roles(windows: list[dict[str, Any]], rounds: list[int], per_second: float) -> list[str]:
     idle = [window for window in windows if not window["doors"]]
     rows: list[tuple[str, list[float], float]] = []
     for role in {role for window in windows for role in window["cpu_s"]}:
-        costs = [statistics.median(_cost(windows, each, nodes, role) for each in rounds) for nodes in (1, 2, 4)]
+        costs = [statistics.median(_cost(windows, each, nodes, per_second, role) for each in rounds) for nodes in (1, 2, 4)]
         cores = statistics.median(window["cpu_s"].get(role, 0.0) / window["seconds"] for window in idle)
         rows.append((role, costs, cores))
     rows.sort(key=lambda row: -row[1][0])
     return [f"| {role} | {' | '.join(f'{cost:.2f}' for cost in costs)} | {cores:.3f} |" for role, costs, cores in rows]
 
 
-def _idle(windows: list[dict[str, Any]]) -> list[str]:
+def _idle(windows: list[dict[str, Any]], per_second: float) -> list[str]:
     def cores(some: list[dict[str, Any]], counts: Callable[[str], bool]) -> float:
         return float(statistics.median(sum(s for role, s in w["cpu_s"].items() if counts(role)) / w["seconds"] for w in some))
 
-    idle, busy = ([w for w in windows if len(w["doors"]) == nodes] for nodes in (0, 4))
+    idle, busy = ([w for w in windows if (len(w["doors"]), w["per_second"]) == at] for at in ((0, 0), (4, per_second)))
     total, of_ray = cores(idle, lambda role: True), cores(idle, lambda role: role in RAY)
     loaded = cores(busy, lambda role: True)
     return [
@@ -129,15 +142,16 @@ def _idle(windows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _ratios(windows: list[dict[str, Any]], rounds: list[int], nodes: int) -> list[float]:
-    return [_cost(windows, each, nodes) / _cost(windows, each, 1) for each in rounds]
+def _ratios(windows: list[dict[str, Any]], rounds: list[int], nodes: int, rate: Rate) -> list[float]:
+    return [_cost(windows, each, nodes, rate(nodes)) / _cost(windows, each, 1, rate(1)) for each in rounds]
 
 
-def _cost(windows: list[dict[str, Any]], number: int, nodes: int, role: str | None = None) -> float:
+def _cost(windows: list[dict[str, Any]], number: int, nodes: int, per_second: float, role: str | None = None) -> float:
     """Return the CPU milliseconds of a turn in a round, beyond what is spent when nobody comes; of one role, or of all."""
 
     def used(window: dict[str, Any]) -> float:
         return float(sum(window["cpu_s"].values()) if role is None else window["cpu_s"].get(role, 0.0))
 
-    idle, busy = (next(w for w in windows if w["round"] == number and len(w["doors"]) == count) for count in (0, nodes))
+    of_round = {(len(w["doors"]), w["per_second"]): w for w in windows if w["round"] == number}
+    idle, busy = of_round[0, 0], of_round[nodes, per_second]
     return float((used(busy) - used(idle) / idle["seconds"] * busy["seconds"]) / busy["turns"] * 1e3)

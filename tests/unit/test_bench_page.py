@@ -16,24 +16,32 @@ def latency(door: str, stream: bool, **other: object) -> dict[str, Any]:
     return {"door": door, "stream": stream, "p99_by_round_ms": [19.0, 21.0], **good, **other}
 
 
-def window(number: int, doors: list[str], cpu_s: dict[str, float]) -> dict[str, Any]:
-    turns = 500 if doors else 0
-    return {"round": number, "doors": doors, "turns": turns, "failures": 0, "seconds": 10.0, "cpu_s": cpu_s, "others_s": 1.0}
+def window(number: int, doors: list[str], per_second: float, cpu_s: dict[str, float]) -> dict[str, Any]:
+    turns = per_second * 10
+    return {
+        "round": number, "doors": doors, "per_second": per_second, "turns": turns, "failures": 0, "seconds": 10.0, "cpu_s": cpu_s,
+        "others_s": 1.0,
+    }  # fmt: skip
 
 
 def records(*, of_four: float = 2.0) -> dict[str, Any]:
-    """Two rounds in which nobody costs 0.2 cores, and one and two nodes 4 ms of the ingress a turn; four: half of `of_four` s."""
+    """Two rounds in which nobody costs 0.2 cores, and a turn 4 ms of the ingress; at four nodes and 50/s half of `of_four` s.
+
+    With as many turns at each node, it costs 6 ms at one, and 7.2 ms at four.
+    """
     idle, busy = {"raylet": 1.5, "ingress": 0.5}, {"raylet": 1.5, "ingress": 2.5}
     windows = []
     for number in (1, 2):
-        windows += [window(number, [], idle), window(number, NODES[:1], busy), window(number, NODES[:2], busy)]
-        windows.append(window(number, NODES, {"raylet": 1.5, "ingress": 0.5 + of_four}))
+        windows += [window(number, [], 0, idle), window(number, NODES[:1], 50, busy), window(number, NODES[:2], 50, busy)]
+        windows.append(window(number, NODES, 50, {"raylet": 1.5, "ingress": 0.5 + of_four}))
+        windows.append(window(number, NODES[:1], 25, {"raylet": 1.5, "ingress": 0.5 + 1.5}))
+        windows.append(window(number, NODES, 100, {"raylet": 1.5, "ingress": 0.5 + 7.2}))
     facts = {
         "cores": "2", "processor": "A processor", "linux": "6.1", "aurora": "0.1.0 abc", "ray": "2.60.0", "redis": "7.0.15",
         "python": "3.11.7", "measured": "2026-11-23",
     }  # fmt: skip
     latencies = [latency(door, stream) for stream in (False, True) for door in (*NODES, "balancer")]
-    return {"facts": facts, "per_second": 50.0, "window_s": 12.0, "latency": latencies, "cpu": windows}
+    return {"facts": facts, "per_second": 50.0, "per_node": 25.0, "window_s": 12.0, "latency": latencies, "cpu": windows}
 
 
 def page(data: dict[str, Any]) -> str:
@@ -41,9 +49,15 @@ def page(data: dict[str, Any]) -> str:
 
 
 def test_what_is_spent_when_nobody_comes_is_taken_off_a_turns_cost() -> None:
-    assert "| 1 | 4.00 (4.00–4.00) | 1.00 |" in page(records())
+    assert "| 1 | 50 | 4.00 (4.00–4.00) | 1.00 |" in page(records())
     assert "| ingress | 4.00 | 4.00 | 4.00 | 0.050 |" in page(records())
     assert "| raylet | 0.00 | 0.00 | 0.00 | 0.150 |" in page(records())
+
+
+def test_as_many_turns_at_each_node_are_compared_with_each_other() -> None:
+    assert "| 1 | 25 | 6.00 (6.00–6.00) | 1.00 |" in page(records())
+    assert "| 4 | 100 | 7.20 (7.20–7.20) | 1.20 |" in page(records())
+    assert "as many turns at each | 1.20 × | **not reached** |" in page(records())
 
 
 def test_the_share_of_rays_idle_cost_is_said() -> None:
@@ -65,7 +79,7 @@ def test_one_slow_door_is_named_in_the_bar_that_it_misses() -> None:
 def test_failed_requests_are_counted_over_both_measurements() -> None:
     data = records()
     data["latency"][0]["failures"], data["cpu"][1]["failures"] = 2, 1
-    assert "Failed requests: 3 of 4000." in page(data).replace("\n", " ")
+    assert "Failed requests: 3 of 6500." in page(data).replace("\n", " ")
 
 
 def test_a_page_holds_the_parts_that_were_measured(tmp_path: Path) -> None:
