@@ -5,12 +5,12 @@ how much it still has in hand; what arrives at the node all the same is served a
 """
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
-from serve_app.chat.errors import StoreUnavailable
+from serve_app.chat.background import Background, again_and_again
 
 LOOK_EVERY_S = 1.0
 GOODBYE_SPREAD_S = 4.0
@@ -88,19 +88,17 @@ class DrainWatch:
         self._replica = replica
         self._in_hand = in_hand
         self._changed = changed
-        self._every_s = every_s
-        self._task: asyncio.Task[None] | None = None
+        looking = partial(again_and_again, self._look, every_s=every_s)
+        self._looking = Background(looking, name="drain-watch", died="Nobody looks any more whether this node is to leave.")
 
     async def __aenter__(self) -> "DrainWatch":
         """Begin to look."""
-        self._task = asyncio.create_task(self._look_for_ever(), name="drain-watch")
+        self._looking.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._looking.stop()
 
     def check(self) -> None:
         """Return if the looking goes on.
@@ -108,14 +106,7 @@ class DrainWatch:
         Raises:
             RuntimeError: it has died, of a bug.
         """
-        if self._task is not None and self._task.done():
-            raise RuntimeError("Nobody looks any more whether this node is to leave.") from self._task.exception()
-
-    async def _look_for_ever(self) -> None:
-        while True:
-            with contextlib.suppress(StoreUnavailable):
-                await self._look()
-            await asyncio.sleep(self._every_s)
+        self._looking.check()
 
     async def _look(self) -> None:
         left = await self._drains.look(self._node, replica=self._replica, in_hand=self._in_hand())

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+from serve_app.chat.background import Background
 from serve_app.chat.drain import Departure
 from serve_app.chat.engine import Engine, EnginePiece, Prefix
 from serve_app.chat.errors import (
@@ -108,23 +109,20 @@ class Generator:
         self._meter = meter
         self._departure = departure or Departure()
         self._runs: dict[str, _Run] = {}
-        self._beat: asyncio.Task[None] | None = None
+        self._beat = Background(self._beats, name="generator-beat", died="Leases are no longer renewed.")
 
     async def __aenter__(self) -> "Generator":
         """Start renewing leases and watching the engine."""
-        self._beat = asyncio.create_task(self._beats(), name="generator-beat")
+        self._beat.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop; runs that are not through lose their leases."""
-        if self._beat is not None:
-            self._beat.cancel()
-            await asyncio.gather(self._beat, return_exceptions=True)
+        await self._beat.stop()
 
     def check(self) -> None:
         """Raise if leases are no longer renewed."""
-        if self._beat is not None and self._beat.done():
-            raise RuntimeError("Leases are no longer renewed.") from (None if self._beat.cancelled() else self._beat.exception())
+        self._beat.check()
 
     @property
     def running(self) -> int:

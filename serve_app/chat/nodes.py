@@ -3,15 +3,14 @@
 Whoever asks a node may go to any other. A node that stops saying so is forgotten after `NODE_SECONDS`.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from serve_app.chat.errors import StoreUnavailable
+from serve_app.chat.background import Background, again_and_again
 
 REGISTER_EVERY_S = 3.0
 NODE_SECONDS = 10
@@ -67,22 +66,20 @@ class Presence:
         self._nodes = nodes
         self._node = node
         self._url = url
-        self._every_s = every_s
         self.status = NodeStatus.SERVING
         self.known: Sequence[NodeRecord] = ()
         """All nodes, this one included, as of a few seconds ago."""
-        self._task: asyncio.Task[None] | None = None
+        registering = partial(again_and_again, self._register, every_s=every_s)
+        self._registering = Background(registering, name="node-presence", died="The registering of this node has ended.")
 
     async def __aenter__(self) -> "Presence":
         """Begin to register."""
-        self._task = asyncio.create_task(self._register_for_ever())
+        self._registering.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop registering; the record ends by itself."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._registering.stop()
 
     def check(self) -> None:
         """Return if the registering goes on.
@@ -90,8 +87,7 @@ class Presence:
         Raises:
             RuntimeError: it has died, of a bug.
         """
-        if self._task is not None and self._task.done():
-            raise RuntimeError("The registering of this node has ended.") from self._task.exception()
+        self._registering.check()
 
     async def say(self, status: NodeStatus) -> None:
         """Take this status from now on, and tell the others at once.
@@ -106,9 +102,3 @@ class Presence:
         if self._url:
             await self._nodes.register(NodeRecord(node=self._node, url=self._url, status=self.status))
         self.known = await self._nodes.list()
-
-    async def _register_for_ever(self) -> None:
-        while True:
-            with contextlib.suppress(StoreUnavailable):
-                await self._register()
-            await asyncio.sleep(self._every_s)

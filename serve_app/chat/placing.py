@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from serve_app.chat.background import Background
 from serve_app.chat.errors import StoreUnavailable
 from serve_app.chat.personalities import PoolChoice
 from serve_app.chat.replicas import ReplicaRecord, ReplicaStatus, ReplicaStore
@@ -50,20 +51,18 @@ class Roster:
         self._known: Sequence[ReplicaRecord] = ()
         self._sent: Counter[str] = Counter()
         self._shunned: dict[str, float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._reading = Background(self._read_for_ever, name="roster", died="The replicas are no longer looked for.")
 
     async def __aenter__(self) -> "Roster":
         """Read once, then once a second."""
         if self._replicas is not None:
             await self._read()
-            self._task = asyncio.create_task(self._read_for_ever(), name="roster")
+            self._reading.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop reading."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._reading.stop()
 
     def check(self) -> None:
         """Return if the reading goes on.
@@ -71,8 +70,7 @@ class Roster:
         Raises:
             RuntimeError: it has died, of a bug.
         """
-        if self._task is not None and self._task.done():
-            raise RuntimeError("The replicas are no longer looked for.") from self._task.exception()
+        self._reading.check()
 
     def sent(self, replica: str) -> None:
         """Count a turn that is on its way to `replica`, or runs there, as a record is up to a second old."""

@@ -5,14 +5,15 @@ seconds, without asking anybody, and also what a replica holds loaded and how bu
 and who is silent for `REPLICA_SECONDS` is not there: a machine that sleeps costs no turn a timeout.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve_app.chat.background import Background, again_and_again
 from serve_app.chat.errors import StoreUnavailable
 
 REGISTER_EVERY_S = 1.0
@@ -85,21 +86,19 @@ class ReplicaPresence:
         """Say every `every_s` seconds what `describe` returns."""
         self._replicas = replicas
         self._describe = describe
-        self._every_s = every_s
-        self._task: asyncio.Task[None] | None = None
+        telling = partial(again_and_again, self._register, every_s=every_s)
+        self._telling = Background(telling, name="replica-presence", died="This replica no longer says how it is.")
 
     async def __aenter__(self) -> "ReplicaPresence":
         """Begin to say so."""
-        self._task = asyncio.create_task(self._register_for_ever(), name="replica-presence")
+        self._telling.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop, and be forgotten."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            with contextlib.suppress(StoreUnavailable):
-                await self._replicas.leave(self._describe().replica)
+        await self._telling.stop()
+        with contextlib.suppress(StoreUnavailable):
+            await self._replicas.leave(self._describe().replica)
 
     def check(self) -> None:
         """Return if it is still being said.
@@ -107,11 +106,7 @@ class ReplicaPresence:
         Raises:
             RuntimeError: it has died, of a bug.
         """
-        if self._task is not None and self._task.done():
-            raise RuntimeError("This replica no longer says how it is.") from self._task.exception()
+        self._telling.check()
 
-    async def _register_for_ever(self) -> None:
-        while True:
-            with contextlib.suppress(StoreUnavailable):
-                await self._replicas.register(self._describe())
-            await asyncio.sleep(self._every_s)
+    async def _register(self) -> None:
+        await self._replicas.register(self._describe())

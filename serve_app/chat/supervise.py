@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from serve_app.chat.background import Background
 from serve_app.chat.drain import Departure
 from serve_app.chat.ending import fail_turn
 from serve_app.chat.errors import (
@@ -108,24 +109,23 @@ class Supervisor:
         self._waiting: dict[str, _Waiting] = {}
         self._supervised: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._beat: asyncio.Task[None] | None = None
+        self._beat = Background(self._beats, name="router-beat", died="The router no longer sweeps.")
 
     async def __aenter__(self) -> "Supervisor":
         """Start renewing and sweeping."""
-        self._beat = asyncio.create_task(self._beats(), name="router-beat", context=contextvars.Context())
+        self._beat.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop; every turn held here is due one lease later."""
-        tasks = [*self._tasks, *([self._beat] if self._beat else [])]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(self._beat.stop(), *tasks, return_exceptions=True)
 
     def check(self) -> None:
         """Raise if the sweeping has died."""
-        if self._beat is not None and self._beat.done():
-            raise RuntimeError("The router no longer sweeps.") from (None if self._beat.cancelled() else self._beat.exception())
+        self._beat.check()
 
     def take(self, turn_id: str, *, token: str, personality: str, warm: str = "") -> None:
         """Supervise a turn that its ingress dispatched with `token`. Returns at once; a second call changes nothing.
