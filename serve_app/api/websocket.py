@@ -48,6 +48,10 @@ _LEFT = (WebSocketDisconnect, RuntimeError, OSError)
 """How a leaving client shows in a send; Serve's proxies differ in it."""
 
 
+_ON_PURPOSE = (1000, 1001)
+"""Close codes of a client that leaves by itself. One without any, 1005, is also what uvicorn says of a connection that broke."""
+
+
 class _Gone(Exception):
     """The client has left."""
 
@@ -63,8 +67,8 @@ class Connection:
         self._client_id = ""
         self._streams = False
         self._feeds = Feeds()
-        self._owed: set[str] = set()
-        """Turns whose end is noted as delivered once this connection has sent it."""
+        self._asked: set[str] = set()
+        """Turns that were asked for here, by a client that cannot come back to them by itself, and have not ended yet."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._tokens = FRAMES_AT_ONCE
@@ -129,6 +133,9 @@ class Connection:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
+                if message.get("code") in _ON_PURPOSE:
+                    for turn_id in list(self._asked):
+                        self._settle(turn_id)
                 return
             text = message.get("text")
             try:
@@ -198,7 +205,7 @@ class Connection:
         )
         turn_id = ids.new_turn_id()
         if ask.undelivered:
-            self._owed.add(turn_id)
+            self._asked.add(turn_id)
         feed = self._feeds.open(turn_id)  # before the turn begins: what is published meanwhile waits here
         try:
             begun = await self._service.begin(ask, turn_id=turn_id)
@@ -210,7 +217,7 @@ class Connection:
             raise
         except BaseException:
             self._feeds.forget(turn_id)  # it may have begun all the same: then it is one of somebody else's
-            self._owed.discard(turn_id)
+            self._asked.discard(turn_id)
             raise
         if self._streams:
             accepted = self._service.accepted(begun, frame.message).model_dump()
@@ -236,14 +243,22 @@ class Connection:
     # -- what goes out
 
     async def _attach(self) -> None:
-        """Follow what is open, and what ended while who asked was away: a client of the mission's kind cannot resume."""
+        """Follow what is open, and give what ended while who asked was away: a client of the mission's kind cannot resume."""
+        owed = []
         for turn in await self._service.recent_turns(self._client_id):
-            if turn.undelivered:
-                self._owed.add(turn.turn_id)
-            if turn.is_open or turn.undelivered:
+            if turn.is_open:
                 self._follow(turn.turn_id, stream=self._streams)
-            else:
-                self._feeds.known.add(turn.turn_id)
+                continue
+            self._feeds.known.add(turn.turn_id)
+            if turn.undelivered and not self._streams:  # who streams can resume, and is told nothing unasked
+                owed.append(turn.turn_id)
+        if owed:
+            self._spawn(self._give(owed))
+
+    async def _give(self, turn_ids: list[str]) -> None:
+        """Give the ends of turns one after the other: the oldest answer comes first."""
+        for turn_id in turn_ids:
+            await asyncio.wait([self._follow(turn_id, stream=False)])
 
     async def _watch(self, live: Subscription) -> None:
         """Hand live events to the turns they belong to, and notice turns that were begun elsewhere."""
@@ -273,11 +288,13 @@ class Connection:
         attempt: int = 0,
         feed: Subscription | None = None,
         fresh: bool = False,
-    ) -> None:
-        """Follow a turn from `after`; whoever followed it on this connection before, no longer does."""
+    ) -> asyncio.Task[None]:
+        """Follow a turn from `after`, in the task returned; whoever followed it on this connection before, no longer does."""
         feed = feed or self._feeds.open(turn_id)
         events = self._service.follow_live(turn_id, feed, after=after, attempt=attempt, fresh=fresh)
-        self._feeds.follow(turn_id, self._spawn(self._pass_on(turn_id, feed, events, stream=stream)))
+        follower = self._spawn(self._pass_on(turn_id, feed, events, stream=stream))
+        self._feeds.follow(turn_id, follower)
+        return follower
 
     async def _pass_on(self, turn_id: str, feed: Subscription, live: AsyncGenerator[Event, None], *, stream: bool) -> None:
         try:
@@ -285,13 +302,18 @@ class Connection:
                 async for event in events:
                     if stream or is_end(event):
                         await self._send(_frame(event))
-            if turn_id in self._owed:
-                self._owed.discard(turn_id)
-                self._service.delivered(turn_id)
+            if not stream or turn_id in self._asked:
+                self._settle(turn_id)
         except TurnNotFound as error:
+            self._asked.discard(turn_id)
             await self._send(self._error(error))
         finally:
             self._feeds.close(turn_id, feed)
+
+    def _settle(self, turn_id: str) -> None:
+        """Note that the end of a turn is owed no more: a client that cannot resume was sent it, or has left on purpose."""
+        self._asked.discard(turn_id)
+        self._service.delivered(turn_id)
 
     async def _keep_session(self) -> None:
         while True:

@@ -73,65 +73,6 @@ async def test_a_turn_begun_by_rest_is_seen_by_streaming_and_seeds_devices(nodes
         assert await seeds.alive() == []
 
 
-async def ended(stack: Stack, client_id: str) -> str:
-    """Wait until the client's one turn has ended; return its id."""
-
-    async def turn_ids() -> list[str]:
-        return [turn.turn_id for turn in await stack.turns.recent_turns(client_id) if not turn.is_open]
-
-    (turn_id,) = await until(turn_ids)
-    return turn_id
-
-
-async def is_told_nothing_of(turn_id: str, base: str) -> None:
-    """Connect as ann: what is said first answers a question that is asked there, much later than an old answer would come."""
-    async with Device(base, "ann") as device:
-        await device.chat("And now?", options=paced(10, 40))
-        assert (await device.next())["turn_id"] != turn_id
-
-
-async def test_a_client_of_the_seeds_kind_gets_the_answer_that_came_while_it_was_away_once(
-    stack: Stack, nodes: tuple[str, str]
-) -> None:
-    here, there = nodes
-    async with Device(here, "ann") as device:
-        await device.chat("Hello", options=paced(20, 40))
-        await until(lambda: stack.turns.recent_turns("ann"))
-        device.socket.transport.abort()
-    turn_id = await ended(stack, "ann")
-    async with Device(there, "ann") as back:
-        end = await back.next()
-        assert (end["type"], end["turn_id"], end["node"]) == ("done", turn_id, "aurora")
-        assert end["content"] == (await stack.turns.read(turn_id)).reply.content
-        assert await back.alive() == []
-    for base in nodes:
-        await is_told_nothing_of(turn_id, base)
-
-
-async def test_who_was_given_the_answer_is_not_given_it_again(stack: Stack, nodes: tuple[str, str]) -> None:
-    here, there = nodes
-    async with Device(here, "ann") as device:
-        await device.chat("Hello", options=paced(40, 40))
-        await until(lambda: stack.turns.recent_turns("ann"))
-        async with Device(there, "ann") as other:  # one that found the turn open
-            end = await device.next()
-            assert end == await other.next()
-    for base in nodes:
-        await is_told_nothing_of(end["turn_id"], base)
-
-
-@pytest.mark.parametrize("more", [{"stream": True}, {"message_id": "m1"}], ids=["streaming", "named"])
-async def test_a_client_that_can_come_back_to_its_turn_by_itself_is_told_nothing_unasked(
-    stack: Stack, nodes: tuple[str, str], more: dict[str, object]
-) -> None:
-    here, there = nodes
-    async with Device(here, "ann") as device:
-        await device.chat("Hello", options=paced(20, 40), **more)
-        await until(lambda: stack.turns.recent_turns("ann"))
-        device.socket.transport.abort()
-    await is_told_nothing_of(await ended(stack, "ann"), there)
-
-
 async def test_somebody_elses_devices_see_nothing(nodes: tuple[str, str]) -> None:
     here, there = nodes
     async with Device(here, "ann") as ann, Device(there, "bob", query="?stream=true") as bob:

@@ -19,6 +19,7 @@ for seq = last, 1, -1 do
   if turn_id then
     if redis.call('TTL', K.turn .. turn_id) < TOMBSTONE_SECONDS - LOG_SECONDS then break end
     redis.call('UNLINK', log_key(turn_id))
+    redis.call('HDEL', K.turn .. turn_id, 'undelivered')
   end
 end
 for from = 1, last, 1000 do
