@@ -18,13 +18,13 @@ import orjson
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from serve_app.api import errors, wire
+from serve_app.api import errors, frames, wire
 from serve_app.api.access import Access
 from serve_app.api.feeds import Feeds
 from serve_app.chat import ids
 from serve_app.chat.drain import GOODBYE_SPREAD_S
 from serve_app.chat.errors import ChatError, InvalidRequest, StoreUnavailable, TurnNotFound
-from serve_app.chat.events import Accepted, Event, Queued, is_end
+from serve_app.chat.events import Accepted, Event, is_end
 from serve_app.chat.meter import CONNECTIONS, RESUMES, counted
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask, ChatService
@@ -107,7 +107,7 @@ class Connection:
     async def _refuse(self, error: ChatError) -> None:
         """Say why, and close the connection."""
         with contextlib.suppress(_Gone):
-            await self._send(self._error(error))
+            await self._send(frames.of_error(error))
             await self._end(errors.close_code_of(error.code), error.message)
 
     async def _close(self) -> None:
@@ -148,12 +148,12 @@ class Connection:
                     raise InvalidRequest("Frames are JSON text, not binary.")
                 await self._take(text)
             except ChatError as error:
-                await self._send(self._error(error, _message_id(text)))
+                await self._send(frames.of_error(error, frames.message_id(text)))
             except _Gone:
                 raise
             except Exception:
                 log.exception("Unhandled error in a frame.")
-                await self._send(self._error(errors.Internal(), _message_id(text)))
+                await self._send(frames.of_error(errors.Internal(), frames.message_id(text)))
 
     def _may_speak(self) -> bool:
         """Count a frame against the flood limit; the first one that is too many gets an error frame."""
@@ -301,12 +301,12 @@ class Connection:
             async with aclosing(live) as events:
                 async for event in events:
                     if stream or is_end(event):
-                        await self._send(_frame(event))
+                        await self._send(frames.of_event(event))
             if not stream or turn_id in self._asked:
                 self._settle(turn_id)
         except TurnNotFound as error:
             self._asked.discard(turn_id)
-            await self._send(self._error(error))
+            await self._send(frames.of_error(error))
         finally:
             self._feeds.close(turn_id, feed)
 
@@ -345,26 +345,3 @@ class Connection:
             await self._socket.close(code, reason[:_REASON])
         except _LEFT as error:
             raise _Gone() from error
-
-    @staticmethod
-    def _error(error: ChatError, message_id: str = "") -> dict[str, object]:
-        frame: dict[str, object] = {"type": "error", **errors.shape_of(error)}
-        if message_id:
-            frame["message_id"] = message_id
-        return frame
-
-
-def _frame(event: Event) -> dict[str, object]:
-    frame = event.model_dump()
-    if isinstance(event, Queued):
-        frame["estimate_seconds"] = round(event.estimate_seconds, 1)
-    return frame
-
-
-def _message_id(text: str | None) -> str:
-    """Return the frame's own id, so that its sender can tell which of its messages was refused."""
-    with contextlib.suppress(ValueError, RecursionError):
-        data = json.loads(text or "")
-        if isinstance(data, dict) and isinstance(data.get("message_id"), str):
-            return str(data["message_id"])[:128].encode(errors="replace").decode()
-    return ""

@@ -39,7 +39,7 @@ class Verdict(StrEnum):
     GONE = "gone"
     """The turn has ended or is no longer known."""
     WAIT = "wait"
-    """The run died, and not for the first time: the turn is due when its lease lapses (law 7)."""
+    """The run died, not for the first time: the turn is due when its lease lapses (law 7)."""
     MOVED = "moved"
     """The node of this run is leaving: the turn was given back, and goes on elsewhere at once."""
     GAVE_UP = "gave_up"
@@ -71,13 +71,11 @@ class NewTurn:
     deadline_ms: int = 900_000
     max_open_turns: int = 10_000
     undelivered: bool = False
-    """Whoever asked can neither resume nor ask again: until `TurnStore.delivered`, the end is owed to the client's next
-    connection."""
+    """Who asked can neither resume nor ask again: until `delivered`, the end is owed to the client's next connection."""
 
 
-@dataclass(frozen=True)
-class RecentTurn:
-    """A turn of a client, as a new connection finds it. `undelivered`: see `NewTurn`."""
+class RecentTurn(NamedTuple):
+    """A turn of a client, as a new connection finds it; `undelivered` as in `NewTurn`."""
 
     turn_id: str
     is_open: bool = False

@@ -13,6 +13,7 @@ Needs the extra `vllm`; nothing of it is imported before `start`. The processes 
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 
@@ -136,15 +137,17 @@ class VllmEngine(Engine):
             if not loading.done():
                 raise EngineUnavailable(f"{self._info.model} was not loaded within {self._config.start_timeout_s:g} s.")
             model = loading.result()
+            self._dead = False
+            self._processes.watch(self._died)  # before it is tried out: whoever dies from then on is noticed
             await model.try_out()
-            self._model, self._dead = model, False
+            self._model = model
         finally:
             self._note = ""
             if self._model is None:
+                self._processes.unwatch()
                 # A thread cannot be cancelled: without its processes the loading fails by itself, or comes too late.
                 loading.add_done_callback(_let_go)
                 await asyncio.to_thread(self._processes.end)
-        self._processes.watch(self._died)
 
     async def check(self) -> None:
         """Return if the engine's process lives and vLLM says that it is well."""
@@ -241,4 +244,4 @@ class VllmEngine(Engine):
 def _let_go(loading: "asyncio.Future[VllmModel]") -> None:
     """Release a model that nobody waits for any more, and look at the failure, for nobody else does."""
     if not loading.cancelled() and loading.exception() is None:
-        loading.result().shutdown()
+        threading.Thread(target=loading.result().shutdown, daemon=True).start()  # it blocks

@@ -17,6 +17,7 @@ import os
 import secrets
 import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,13 +40,17 @@ def _namespace(pid: int | str) -> str:
     return os.readlink(f"/proc/{pid}/ns/pid")
 
 
-def _identity(pid: int) -> str:
-    """Return what tells a process from every other one, also from a later one of the same number.
+def _started(pid: int) -> str:
+    """Return when a process started; empty where there is none of that number, or only what its parent has not reaped yet.
 
-    Its start is counted in ticks since the machine's: a time of day would move with the clock.
+    In ticks since the machine's start: a time of day would move with the clock. Together with the number it tells a process from
+    every other one of its namespace, and everybody may read it.
     """
-    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{_namespace(pid)} {pid} {ticks}"
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if facts[0] in "ZX" else facts[19]
 
 
 class EngineProcesses:
@@ -63,7 +68,7 @@ class EngineProcesses:
         """
         # The helper of `multiprocessing` belongs to this process, not to the engine, and outlives it.
         multiprocessing.resource_tracker.ensure_running()
-        self._mark = f"{_identity(os.getpid())} {secrets.token_hex(4)}"
+        self._mark = f"{_namespace('self')} {os.getpid()} {_started(os.getpid())} {secrets.token_hex(4)}"
         told = {name: value for name, value in _TOLD.items() if name not in os.environ} | {OWNER: self._mark}
         os.environ.update(told)
         try:
@@ -73,10 +78,10 @@ class EngineProcesses:
                 os.environ.pop(name, None)
 
     def alive(self) -> list[psutil.Process]:
-        """Return the engine's processes that live, the workers below the engine core too."""
+        """Return the engine's processes that live: the workers below the engine core too, also when that has died."""
         if not self._mark:
             return []
-        return [process for process in psutil.Process().children(recursive=True) if _mark_of(process) == self._mark]
+        return [process for process in psutil.process_iter() if _mark_of(process) == self._mark]
 
     def watch(self, died: Callable[[], None]) -> None:
         """Call `died` on the running loop as soon as any process dies that this one has started itself for the engine."""
@@ -101,14 +106,21 @@ class EngineProcesses:
             os.close(fd)
 
     def end(self, first: Callable[[], None] = lambda: None, *, wait_s: float = 5.0) -> None:
-        """Let `first` end what it can, kill what lives of the engine, and wait until all is gone. Blocks; for a thread."""
+        """Let `first` end what it can, kill what lives of the engine, and wait until all is gone; at most `wait_s` for each.
+
+        Blocks; for a thread.
+        """
         # They are held from before: the mark of a process that is being killed is gone a good while before the process is, and
         # its memory, which the next model wants, is freed in between.
-        held = _held(self.alive())
-        try:
-            first()
-        finally:
-            _kill([*held, *_held(self.alive())], wait_s)
+        with _Held(self.alive()) as held:
+            ending = threading.Thread(target=first, daemon=True)  # it may hang with an engine that does
+            ending.start()
+            ending.join(wait_s)
+            with _Held(self.alive()) as later:
+                held.kill()
+                later.kill()
+                held.wait(wait_s)
+                later.wait(wait_s)
 
 
 def end_orphans(*, wait_s: float = 5.0) -> list[int]:
@@ -116,22 +128,20 @@ def end_orphans(*, wait_s: float = 5.0) -> list[int]:
     orphans = [process for process in psutil.process_iter() if _orphaned(process)]
     if orphans:
         log.warning("Ending %d processes of engines whose replica is gone.", len(orphans))
-        _kill(_held(orphans), wait_s)
+        with _Held(orphans) as held:
+            held.kill()
+            held.wait(wait_s)
     return [process.pid for process in orphans]
 
 
 def _orphaned(process: psutil.Process) -> bool:
-    owner, _, _ = _mark_of(process).rpartition(" ")
     try:
-        namespace, number, _ = owner.split(" ")
+        namespace, number, started, _ = _mark_of(process).split(" ")
         if not namespace == _namespace("self") == _namespace(process.pid):
             return False
+        return _started(int(number)) != started
     except (OSError, ValueError):
         return False  # not one of ours, or gone, or somebody else's: not ours to end
-    try:
-        return _identity(int(number)) != owner
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def _mark_of(process: psutil.Process) -> str:
@@ -142,25 +152,43 @@ def _mark_of(process: psutil.Process) -> str:
         return ""
 
 
-def _held(processes: list[psutil.Process]) -> list[int]:
-    """Return a pidfd of each that lives: what it names stays that process, though its number be given away."""
-    fds = []
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(process.pid)
+class _Held:
+    """Processes by pidfd: what one names stays that process, though its number be given away. Use as `with`."""
+
+    def __init__(self, processes: list[psutil.Process]) -> None:
+        self._fds: list[int] = []
+        for process in processes:
+            try:
+                fd = os.pidfd_open(process.pid)
+            except ProcessLookupError:
+                continue
+            except OSError as error:  # too many open files: then by its number, and nobody waits for it
+                log.warning("Process %d cannot be watched while it ends: %s", process.pid, error)
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+                continue
             if process.is_running():
-                fds.append(fd)
+                self._fds.append(fd)
             else:  # its number is somebody else's by now
                 os.close(fd)
-    return fds
 
+    def __enter__(self) -> "_Held":
+        return self
 
-def _kill(fds: list[int], wait_s: float) -> None:
-    """Kill, and wait until all are dead; closes `fds`. Does not reap: how a child ended is for whoever started it to learn."""
-    for fd in fds:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
-    deadline = time.monotonic() + wait_s
-    for fd in fds:
-        select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-        os.close(fd)
+    def __exit__(self, *_: object) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+    def kill(self) -> None:
+        for fd in self._fds:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all are dead. Does not reap: how a child ended is for whoever started it to learn."""
+        deadline = time.monotonic() + seconds
+        for fd in self._fds:
+            dead = select.poll()  # unlike select, it knows no largest number of a file
+            dead.register(fd, select.POLLIN)
+            if not dead.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                log.error("A process of an engine that was killed is still there after %g s.", seconds)

@@ -1,14 +1,18 @@
 """Processes of an engine are told by the mark in their environment; only those whose owner is gone are anybody's to end."""
 
 import asyncio
+import errno
 import os
+import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import pytest
 
 from serve_app.engines import VllmConfig, make_engine
 from serve_app.engines.vllm_processes import OWNER, EngineProcesses, end_orphans
@@ -16,6 +20,12 @@ from serve_app.engines.vllm_processes import OWNER, EngineProcesses, end_orphans
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 LARGE = [sys.executable, "-c", "import time; kept = b'x' * 2**29; print('up', flush=True); time.sleep(60)"]
 """Half a GiB takes a while to free, after the environment is gone and before the process is."""
+CORE = """
+import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
 OWNS_ONE = """
 import subprocess, sys
 from serve_app.engines.vllm_processes import EngineProcesses
@@ -97,6 +107,64 @@ def test_a_living_owner_keeps_its_processes_and_those_of_a_dead_one_are_ended() 
     owner.communicate()
     assert end_orphans() == [child.pid]
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_owner_whose_parent_has_not_reaped_it_yet_is_gone_all_the_same() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNS_ONE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    child = int(owner.stdout.readline())
+    owner.kill()
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
+    assert end_orphans() == [child]
+    owner.communicate()
+
+
+def test_the_workers_of_a_core_that_died_alone_are_ended_too() -> None:
+    processes = EngineProcesses()
+    with processes.marking(), subprocess.Popen([sys.executable, "-c", CORE], stdout=subprocess.PIPE, text=True) as core:
+        assert core.stdout is not None
+        worker = psutil.Process(int(core.stdout.readline()))
+        core.kill()
+        core.wait()
+        assert processes.alive() == [worker]
+        processes.end()
+        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_engine_that_hangs_in_its_own_shutdown_is_killed_all_the_same() -> None:
+    processes, never = EngineProcesses(), threading.Event()
+    with processes.marking(), sleeping() as ours:
+        processes.end(never.wait, wait_s=0.1)
+        assert ours.wait(5) == -9
+    never.set()
+
+
+def test_a_process_with_many_open_files_ends_its_engine_too() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2_048), hard))
+    processes, files = EngineProcesses(), []
+    try:
+        with processes.marking(), sleeping() as ours:
+            files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+            before = len(os.listdir("/proc/self/fd"))
+            processes.end()
+            assert ours.wait(5) == -9
+            assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        for fd in files:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_a_file_left_to_watch_it_by_a_process_is_killed_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    processes = EngineProcesses()
+    with processes.marking(), sleeping() as ours:
+        monkeypatch.setattr(os, "pidfd_open", full)
+        processes.end()
+        assert ours.wait(5) == -9
 
 
 def test_a_mark_of_another_namespace_or_none_of_ours_says_nothing() -> None:
