@@ -53,6 +53,10 @@ def bring_up(settings: Settings, config: Path | None, *, wait: bool, progress: P
     if record or belonging_to(settings.home):
         with progress.step("Clean up after a run that ended badly"):
             stop(settings)
+    if not is_free(settings.port, settings.host):  # before a model is pulled, which takes minutes
+        raise LifecycleError(
+            f"Port {settings.port} is taken by {holder(settings.port)}: stop that, or choose another with AURORA_PORT=8001."
+        )
     config, model = (config, "") if config is not None else choose(settings, progress)
     serve_config.render(config, host=settings.host, port=settings.port)  # what is wrong with it is said before anything starts
     record = _plan(settings, config, model, progress)
@@ -124,11 +128,7 @@ def deploy(api: ServeApi, config: dict[str, Any], progress: Progress) -> None:
 
 
 def _plan(settings: Settings, config: Path, model: str, progress: Progress) -> RunRecord:
-    """Check that this machine is ready, choose the ports, and write the record of what is about to be started."""
-    if not is_free(settings.port, settings.host):
-        raise LifecycleError(
-            f"Port {settings.port} is taken by {holder(settings.port)}: stop that, or choose another with AURORA_PORT=8001."
-        )
+    """Check that this machine is ready, choose the other ports, and write the record of what is about to be started."""
     internal = InternalPorts(settings.port, settings.dashboard_port)
     dashboard_port = settings.dashboard_port
     if not is_free(dashboard_port):

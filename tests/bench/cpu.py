@@ -32,11 +32,6 @@ def spent(pids: Iterable[int]) -> Spent:
     return Spent(each)
 
 
-def seconds_by_role(processes: Iterable[psutil.Process]) -> dict[str, float]:
-    """Return user + system seconds so far, by role."""
-    return spent(process.pid for process in processes).since(Spent({}))
-
-
 def machine_busy_s() -> float:
     """Return the seconds for which the cores of this machine were not idle so far, all cores together."""
     times = psutil.cpu_times()

@@ -14,7 +14,7 @@ import redis
 
 from tests.bench import load as generator
 from tests.bench import starting
-from tests.bench.cpu import seconds_by_role
+from tests.bench.cpu import spent
 
 CASES = [(1, False, 300), (1, True, 300), (32, False, 3_000), (32, True, 3_000)]
 
@@ -55,12 +55,12 @@ class System:
         return scripts + sum(stats.get(f"cmdstat_{name}", 0) for name in sent), total
 
     def measure(self, connections: int, stream: bool, turns: int) -> Round:
-        spent, calls = seconds_by_role(self.processes), self.calls()
+        pids = [process.pid for process in self.processes]
+        before, calls = spent(pids), self.calls()
         result = asyncio.run(
             generator.run(self.port, connections=connections, turns=turns, stream=stream, prefix=f"bench{time.time_ns()}")
         )
-        after, later = seconds_by_role(self.processes), self.calls()
-        cpu = {role: (after[role] - spent.get(role, 0)) / turns * 1e3 for role in after}
+        cpu, later = {role: seconds / turns * 1e3 for role, seconds in spent(pids).since(before).items()}, self.calls()
         return Round(
             self.name, connections, stream, turns, result.rate, result.quantile(0.5) * 1e3, result.quantile(0.99) * 1e3,
             statistics.median(result.first) * 1e3, result.failures, {k: v for k, v in cpu.items() if v >= 0.005},

@@ -150,7 +150,7 @@ async def test_a_message_that_a_node_heard_before_it_froze_is_answered_once(node
 
         await check(client, assembly, events)
         assert nodes[0].door.swallowed > 0
-        assert [turn for turn, _ in await nodes[1].stack.turns.recent_turns("ada")] == [assembly.turn_id]
+        assert [turn.turn_id for turn in await nodes[1].stack.turns.recent_turns("ada")] == [assembly.turn_id]
 
 
 async def test_every_other_request_leaves_a_frozen_node_too(nodes: list[Node]) -> None:

@@ -10,7 +10,7 @@ from serve_app.chat.errors import ConversationNotFound, EngineUnavailable, TurnI
 from serve_app.chat.events import Queued, parse_event
 from serve_app.chat.service import Ask
 from serve_app.chat.supervise import Supervisor, SupervisorConfig
-from serve_app.chat.turns import Plan, Verdict
+from serve_app.chat.turns import Plan, RecentTurn, Verdict
 from tests.support.redis_process import RedisProcess
 from tests.support.redis_trio import RedisTrio
 from tests.support.stack import Stack, personalities
@@ -181,7 +181,7 @@ async def test_who_has_no_part_in_a_closing_turn_changes_nothing(at: Store) -> N
     assert await at.turns.renew([(turn.turn_id, turn.run), (turn.turn_id, "other")]) == {"other"}
     snapshot = await at.turns.read(turn.turn_id)
     assert (snapshot.state, snapshot.end, snapshot.kept, snapshot.reply, len(snapshot.events)) == ("open", None, True, None, 3)
-    assert await at.turns.recent_turns(turn.client_id) == [(turn.turn_id, True)]
+    assert await at.turns.recent_turns(turn.client_id) == [RecentTurn(turn.turn_id, is_open=True)]
 
 
 # -- what is told, and when

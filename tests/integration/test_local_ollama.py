@@ -14,7 +14,7 @@ from cluster.failures import LifecycleError
 from cluster.node.start import with_ollama
 from cluster.progress import Progress
 from cluster.settings import Settings
-from cluster.up import LOCAL, LOCAL_OLLAMA, choose
+from cluster.up import LOCAL, LOCAL_OLLAMA, bring_up, choose
 from tests.support.ollama_server import OllamaServer
 from tests.support.redis_process import free_port
 from tests.support.tiny_server import TinyServer
@@ -104,3 +104,14 @@ async def test_a_node_with_an_ollama_is_labelled_and_what_the_cluster_file_says_
     without = NodeSpec(address="10.0.0.2", labels={"aurora/ollama": "false"})
     assert await asyncio.to_thread(with_ollama, without, server.url, say=said.append) == without
     assert [line.split()[0] for line in said] == ["Ollama", "No"]
+
+
+async def test_no_model_is_pulled_where_the_port_is_taken_anyway(server: OllamaServer, tmp_path: Path) -> None:
+    other = await asyncio.to_thread(TinyServer, "127.0.0.1", free_port())
+    settings = Settings(home=tmp_path, port=other.port, ollama_url=server.url, ollama_model="gemma3")
+    try:
+        with pytest.raises(LifecycleError, match=f"Port {other.port} is taken"):
+            await asyncio.to_thread(bring_up, settings, None, wait=False, progress=Progress(Console(file=StringIO())))
+    finally:
+        await asyncio.to_thread(other.close)
+    assert "gemma3:latest" not in server.models

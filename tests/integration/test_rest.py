@@ -31,9 +31,9 @@ async def open_turn(stack: Stack, client_id: str = "ann") -> str:
     """Wait until the client has an open turn that has said something; return it."""
 
     async def speaking() -> str:
-        for turn_id, is_open in await stack.service.recent_turns(client_id):
-            if is_open and (await stack.service.turn(turn_id)).seq > 0:
-                return turn_id
+        for turn in await stack.service.recent_turns(client_id):
+            if turn.is_open and (await stack.service.turn(turn.turn_id)).seq > 0:
+                return turn.turn_id
         return ""
 
     return await until(speaking, 10)

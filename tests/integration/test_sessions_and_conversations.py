@@ -175,7 +175,7 @@ async def test_deleting_a_conversation_that_is_being_answered_ends_the_turn_and_
 
     async def speaking() -> str:
         turns = await stack.service.recent_turns("ann")
-        return turns[0][0] if turns and (await stack.service.turn(turns[0][0])).seq else ""
+        return turns[0].turn_id if turns and (await stack.service.turn(turns[0].turn_id)).seq else ""
 
     turn_id = await until(speaking)
     conversation = (await stack.service.turn(turn_id)).conversation_id
