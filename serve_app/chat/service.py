@@ -154,6 +154,14 @@ class ChatService:
         except Exception as error:  # noqa: BLE001 - whatever it is, what failed is made good elsewhere
             log.warning("%s: %s.", failed, type(error).__name__)
 
+    async def close(self) -> None:
+        """Let what is on its way in the background arrive; what has not after a second is left to who makes it good."""
+        if self._background:
+            _, late = await asyncio.wait(self._background, timeout=1.0)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
     @contextlib.asynccontextmanager
     async def listen(self, client_id: str, *, turn_id: str = "") -> AsyncIterator[Subscription]:
         """Listen to what happens to a client's turns, from now on."""

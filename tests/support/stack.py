@@ -57,6 +57,7 @@ class DirectPool:
         self.generator = generator
         self.others: list[DirectPool] = []
         self.runs: dict[str, asyncio.Task[Any]] = {}
+        self._all: set[asyncio.Task[Any]] = set()
         self.begun = 0
         """Runs so far."""
 
@@ -67,6 +68,8 @@ class DirectPool:
             return await self.others[0].run_turn(turn_id, dispatch=dispatch, run=run, plan=plan)
         task = asyncio.ensure_future(self.generator.run(turn_id, dispatch=dispatch, run=run, plan=plan))
         self.runs[turn_id] = task
+        self._all.add(task)
+        task.add_done_callback(self._all.discard)
         self.begun += 1
         try:
             return str(await asyncio.shield(task))
@@ -79,6 +82,12 @@ class DirectPool:
 
     def kill_run(self, turn_id: str) -> None:
         self.runs[turn_id].cancel()
+
+    async def close(self) -> None:
+        """End what still runs, while there is a store to say so to: a run outlives who asked for it (law 4)."""
+        for task in self._all:
+            task.cancel()
+        await asyncio.gather(*self._all, return_exceptions=True)
 
 
 class Stack:
@@ -162,6 +171,8 @@ class Stack:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.service.close()
+        await self.pool.close()
         await self._exit.aclose()
         await self.redis.aclose()
         await self.bus_redis.aclose()

@@ -7,7 +7,10 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.vllm.scratch import SCRATCH
+
 os.environ |= {
+    "TMPDIR": SCRATCH,
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # two cores are shared with all the rest
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on a CPU: no worker process below the engine core
