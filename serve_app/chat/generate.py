@@ -30,7 +30,7 @@ from serve_app.chat.meter import ATTEMPTS, RUNNING, TAKEOVERS, TURNS, UNMEASURED
 from serve_app.chat.moving import move
 from serve_app.chat.prompt import build_prompt
 from serve_app.chat.turns import Claim, Plan, TurnStore, Verdict
-from serve_app.chat.writer import Superseded, Writer
+from serve_app.chat.writer import Superseded, Writer, window_s
 
 log = logging.getLogger(__name__)
 STOP_WITHIN_S = 2.0
@@ -153,7 +153,14 @@ class Generator:
         if claim.attempt > 1:
             self._meter.count(TAKEOVERS, claim.plan.pool)
         loop = asyncio.get_running_loop()
-        writer = Writer(self._turns, turn_id, token=run, attempt=claim.attempt, pieces=claim.pieces)
+        writer = Writer(
+            self._turns,
+            turn_id,
+            token=run,
+            attempt=claim.attempt,
+            pieces=claim.pieces,
+            window=lambda: window_s(len(self._runs)),
+        )
         current = _Run(turn_id, run, gives_up_at=loop.time() + claim.remaining_ms / 1000, writer=writer)
         self._runs[run] = current
         try:

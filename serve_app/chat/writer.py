@@ -1,24 +1,35 @@
 """The writer of one run: collects what the engine says into pieces, and keeps the log up to date.
 
-The first piece leaves at once; then at most one append per `COALESCE_S`. A piece is closed when it is sent, when
-`COALESCE_S` has passed since it was begun, or when it is large; from then on its boundary and number are fixed, so that
-sending it again after a lost reply, or to a primary that has lost it, sends the same (law 9).
+The first piece leaves at once; then at most one append per window. A piece is closed when it is sent, when a window has
+passed since it was begun, or when it is large; from then on its boundary and number are fixed, so that sending it again after
+a lost reply, or to a primary that has lost it, sends the same (law 9).
 """
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from serve_app.chat.errors import StoreUnavailable
 from serve_app.chat.turns import LoggedPiece, TurnStore, Verdict
 
-COALESCE_S = 0.025
+COALESCE_S, COALESCE_MOST_S = 0.025, 0.1
+UNHURRIED_RUNS = 8
+"""So many runs write at once before their windows grow."""
 PIECE_LIMIT = 4_096
 """Characters after which a piece is closed: bounds the size of an event."""
 BUFFER_LIMIT = 262_144
 """Characters not yet acknowledged, beyond which the engine is not read any further (law 9)."""
 APPEND_LIMIT = 64
 """Pieces in one append."""
+
+
+def window_s(runs: int) -> float:
+    """Return how long a replica with so many `runs` collects what each of them says, in seconds.
+
+    An append costs the same however much it carries, and a reader does not see the difference between 40 and 10 of them a second
+    as well as that between an answer and a queue: so the window grows with the load (docs/decisions/0017-a-window-that-grows.md).
+    """
+    return min(COALESCE_MOST_S, COALESCE_S * max(1.0, runs / UNHURRIED_RUNS))
 
 
 class Superseded(Exception):
@@ -33,12 +44,22 @@ class Superseded(Exception):
 class Writer:
     """Writes one attempt's pieces. Use as `async with`: leaving it ends the appending, not the turn."""
 
-    def __init__(self, turns: TurnStore, turn_id: str, *, token: str, attempt: int, pieces: Sequence[LoggedPiece]) -> None:
-        """Go on after `pieces`, which earlier attempts wrote."""
+    def __init__(
+        self,
+        turns: TurnStore,
+        turn_id: str,
+        *,
+        token: str,
+        attempt: int,
+        pieces: Sequence[LoggedPiece],
+        window: Callable[[], float] = lambda: COALESCE_S,
+    ) -> None:
+        """Go on after `pieces`, which earlier attempts wrote; `window` says how long to collect, in seconds."""
         self._turns = turns
         self._turn_id = turn_id
         self._token = token
         self._attempt = attempt
+        self._window = window
         self.pieces: list[LoggedPiece] = list(pieces)
         self.acknowledged = len(self.pieces)
         self._open: list[str] = []
@@ -116,7 +137,7 @@ class Writer:
             raise Superseded(self.refused or Verdict.SUPERSEDED)
         text = text.encode(errors="replace").decode()  # half a surrogate pair cannot be stored
         now = self._loop.time()
-        if self._open and (now - self._open_since >= COALESCE_S or self._open_size >= PIECE_LIMIT):
+        if self._open and (now - self._open_since >= self._window() or self._open_size >= PIECE_LIMIT):
             self._close_piece()
         if not self._open:
             self._open_since = now
@@ -150,7 +171,7 @@ class Writer:
             if self.acknowledged < len(self.pieces):
                 await self._append()
                 # Not a bare sleep: the end of the reply must not wait for the rest of the window.
-                await self._pause(COALESCE_S)
+                await self._pause(self._window())
                 if self.acknowledged < len(self.pieces) or self._open:
                     self._wake.set()
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask
 from serve_app.chat.turns import LoggedPiece, Verdict
-from serve_app.chat.writer import BUFFER_LIMIT, COALESCE_S, PIECE_LIMIT, Superseded, Writer
+from serve_app.chat.writer import BUFFER_LIMIT, COALESCE_MOST_S, COALESCE_S, PIECE_LIMIT, Superseded, Writer, window_s
 from serve_app.state.turns import RedisTurns
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack
@@ -61,12 +62,14 @@ class CountedTurns(RedisTurns):
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
         self.appends: list[tuple[float, list[LoggedPiece]]] = []
+        self.times: dict[str, list[float]] = {}
         self.away = False
 
     async def append(self, turn_id: str, *, token: str, pieces: Sequence[LoggedPiece]) -> tuple[Verdict, int]:
         if self.away:
             raise StoreUnavailable()
         self.appends.append((asyncio.get_running_loop().time(), list(pieces)))
+        self.times.setdefault(turn_id, []).append(asyncio.get_running_loop().time())
         return await super().append(turn_id, token=token, pieces=pieces)
 
 
@@ -87,6 +90,28 @@ async def test_the_first_piece_leaves_at_once_and_then_at_most_one_append_in_eac
     assert [len(piece.text) for piece in turns.appends[0][1]] == [6], "the first word waited for nobody"
     assert all(later - sooner >= COALESCE_S * 0.95 for sooner, later in itertools.pairwise(times))
     assert len(turns.appends) < 500 * 0.001 * 3 / COALESCE_S
+
+
+def test_the_window_grows_with_the_runs_and_ends_somewhere() -> None:
+    assert [window_s(runs) for runs in (0, 1, 8, 16, 32, 1_000)] == [COALESCE_S] * 3 + [2 * COALESCE_S] + [COALESCE_MOST_S] * 2
+
+
+async def test_many_runs_at_once_each_write_less_often(redis_server: RedisProcess) -> None:
+    stack, runs = Stack(redis_server.url), 24
+    turns = counting(stack, TalkingEngine(100_000, 6, per_second=200))
+    async with stack, AsyncExitStack() as listening:
+        for number in range(runs):
+            asked = stack.service.ask(Ask(client_id=f"ann{number}", message="Hello"))
+            await listening.enter_async_context(Listening(asked))
+        await until(lambda: len(turns.times) == runs, 20)
+        since = asyncio.get_running_loop().time() + window_s(runs)  # then a window that was begun by fewer is over
+        await until(lambda: all(sum(at > since for at in times) > 3 for times in turns.times.values()), 20)
+        gaps = [
+            later - sooner
+            for times in turns.times.values()
+            for sooner, later in itertools.pairwise(at for at in times if at > since)
+        ]
+    assert min(gaps) >= window_s(runs) * 0.95
 
 
 async def test_a_short_reply_travels_with_its_end(redis_server: RedisProcess) -> None:
