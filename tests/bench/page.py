@@ -1,4 +1,4 @@
-"""From the records of a run to docs/benchmarks.md. Prose that explains a figure stands in docs/benchmarks-notes.md."""
+"""From the records of a run to docs/benchmarks.md. Prose that explains a figure stands beside it in docs/benchmarks-*notes.md."""
 
 import statistics
 from collections.abc import Callable
@@ -9,20 +9,14 @@ from tests.bench import four_nodes_page, one_ollama_page
 
 
 def write_page(page: Path, data: dict[str, Any]) -> None:
-    """Write the page from `data`, as much of it as has been measured; the notes beside it belong to the part of one machine."""
+    """Write the page from `data`, as much of it as has been measured, each part with the notes that belong to it."""
     out = ["# Benchmarks", "", "Written by `make bench` from `benchmarks.json`; do not edit."]
     if "rounds" in data:
-        out += ["", *_one_machine(data["facts"], data["rounds"])]
-        notes = page.with_name("benchmarks-notes.md")
-        if notes.exists():
-            out += ["", notes.read_text().strip()]
+        out += ["", *_one_machine(data["facts"], data["rounds"]), *_notes(page, "benchmarks-notes.md")]
     if "ollama" in data:
-        out += ["", *one_ollama_page.section(data["ollama"])]
-        notes = page.with_name("benchmarks-ollama-notes.md")
-        if notes.exists():
-            out += ["", notes.read_text().strip()]
+        out += ["", *one_ollama_page.section(data["ollama"]), *_notes(page, "benchmarks-ollama-notes.md")]
     if "four_nodes" in data:
-        out += ["", *four_nodes_page.section(data["four_nodes"])]
+        out += ["", *four_nodes_page.section(data["four_nodes"]), *_notes(page, "benchmarks-four-nodes-notes.md")]
     out += [
         "",
         "## vLLM on a GPU",
@@ -30,6 +24,11 @@ def write_page(page: Path, data: dict[str, Any]) -> None:
         "Not measured: there was no GPU at hand so far. On the CPU the engine is only tested (`make test-vllm`).",
     ]
     page.write_text("\n".join(out) + "\n")
+
+
+def _notes(page: Path, name: str) -> list[str]:
+    notes = page.with_name(name)
+    return ["", notes.read_text().strip()] if notes.exists() else []
 
 
 def _one_machine(facts: dict[str, Any], rounds: list[dict[str, Any]]) -> list[str]:
