@@ -1,6 +1,5 @@
 """The ollama engine keeps every promise of the port: on the stand-in, and on a real Ollama where there is one."""
 
-import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -9,19 +8,18 @@ from typing import ClassVar
 import httpx
 import pytest
 
-from serve_app.chat.engine import Engine, Prefix, Prompt, PromptMessage
-from serve_app.chat.messages import Role
+from serve_app.chat.engine import Engine, Prefix, Prompt
 from serve_app.chat.options import Options
 from serve_app.engines import OllamaConfig, OllamaEngine
 from tests.contracts.engine_contract import EngineContract, Request
+from tests.contracts.remote_contract import RemoteEngineContract
 from tests.support.ollama_engines import started
 from tests.support.ollama_server import OllamaServer
-from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
 
-class TestOllama(EngineContract):
+class TestOllama(RemoteEngineContract):
     """On the stand-in, which says how its prompts end."""
 
     faults: ClassVar[dict[str, object]] = {}
@@ -35,32 +33,8 @@ class TestOllama(EngineContract):
 
     @pytest.fixture
     async def engine(self, server: OllamaServer) -> AsyncIterator[Engine]:
-        self.server = server
         async with started(server, model=(*self.thinking, "llama3.2")[0], silence_s=2.0) as engine:
             yield engine
-
-    @pytest.fixture(autouse=True)
-    async def nothing_left_behind(self, engine: Engine) -> AsyncIterator[None]:
-        """The same promise; the stand-in's connections live on this loop, too, and end when they see nobody there."""
-        before = asyncio.all_tasks()
-        yield
-        await engine.close()
-        await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()}, timeout=1.0)  # type: ignore[arg-type]
-
-    async def idle(self, engine: Engine) -> bool:
-        return await until(lambda: self.server.counts.live == 0 and engine.status.busy == 0, timeout=1.0)
-
-    async def pace(self, per_second: float | None) -> None:
-        self.server.faults.tokens_per_second = per_second
-
-    async def silence(self) -> bool:
-        self.server.faults.hang_after = 3
-        return True
-
-    @pytest.fixture
-    def refused(self, prompt: Prompt, options: Options) -> list[Request]:
-        long = Prompt(prompt.personality, (PromptMessage(Role.USER, "word " * 40_000),))
-        return [(Prompt(prompt.personality, prompt.messages, "no-such-model"), options, Prefix()), (long, options, Prefix())]
 
 
 class TestOllamaWhoseTemplateDropsWhitespace(TestOllama):

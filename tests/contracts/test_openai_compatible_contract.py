@@ -1,23 +1,20 @@
 """The openai_compatible engine keeps every promise of the port: on the stand-in, whichever server that stands for."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import ClassVar
 
 import pytest
 
-from serve_app.chat.engine import Engine, Prefix, Prompt, PromptMessage
-from serve_app.chat.messages import Role
+from serve_app.chat.engine import Engine, Prompt
 from serve_app.chat.options import Options
-from tests.contracts.engine_contract import EngineContract, Request
+from tests.contracts.remote_contract import RemoteEngineContract
 from tests.support.openai_engines import MODEL, started
 from tests.support.openai_server import Continues, OpenAIServer
-from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 
 
-class TestOpenAICompatible(EngineContract):
+class TestOpenAICompatible(RemoteEngineContract):
     """As llama.cpp's server: an assistant message at the end is gone on from."""
 
     continues: ClassVar[Continues] = "trailing"
@@ -35,32 +32,8 @@ class TestOpenAICompatible(EngineContract):
 
     @pytest.fixture
     async def engine(self, server: OpenAIServer) -> AsyncIterator[Engine]:
-        self.server = server
         async with started(server, model=(*self.thinking, MODEL)[0], **self.patient, **self.config) as engine:
             yield engine
-
-    @pytest.fixture(autouse=True)
-    async def nothing_left_behind(self, engine: Engine) -> AsyncIterator[None]:
-        """The same promise; the stand-in's connections live on this loop, too, and end when they see nobody there."""
-        before = asyncio.all_tasks()
-        yield
-        await engine.close()
-        await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()}, timeout=1.0)  # type: ignore[arg-type]
-
-    async def idle(self, engine: Engine) -> bool:
-        return await until(lambda: self.server.counts.live == 0 and engine.status.busy == 0, timeout=1.0)
-
-    async def pace(self, per_second: float | None) -> None:
-        self.server.faults.tokens_per_second = per_second
-
-    async def silence(self) -> bool:
-        self.server.faults.hang_after = 3
-        return True
-
-    @pytest.fixture
-    def refused(self, prompt: Prompt, options: Options) -> list[Request]:
-        long = Prompt(prompt.personality, (PromptMessage(Role.USER, "word " * 40_000),))
-        return [(Prompt(prompt.personality, prompt.messages, "no-such-model"), options, Prefix()), (long, options, Prefix())]
 
 
 class TestRemoteVllm(TestOpenAICompatible):

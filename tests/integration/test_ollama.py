@@ -134,35 +134,6 @@ async def test_a_message_that_no_window_holds_is_refused_before_the_server_is_as
     assert not server.counts.chats
 
 
-async def test_closing_a_reply_stops_the_generation(server: OllamaServer, engine: Engine) -> None:
-    server.faults.tokens_per_second = 20
-    pieces = engine.generate(HELLO, NOTHING, Prefix(), run="r1")
-    await anext(pieces)
-    assert server.counts.live == 1
-    await pieces.aclose()
-    await until(lambda: server.counts.live == 0, timeout=1.0)
-    assert engine.status.busy == 0
-
-
-async def test_cancelling_a_reader_stops_the_generation_also_where_the_server_hangs(server: OllamaServer, engine: Engine) -> None:
-    server.faults.hang_after = 3
-    reader = asyncio.create_task(reply_of(engine, HELLO))
-    await until(lambda: server.counts.live == 1)
-    reader.cancel()
-    await until(lambda: server.counts.live == 0, timeout=1.0)
-    assert engine.status.busy == 0
-
-
-async def test_eight_replies_at_once_do_not_mix(server: OllamaServer, engine: Engine) -> None:
-    server.faults.tokens_per_second = 100
-    prompts = [prompt_of(f"Hello from number {number}!") for number in range(8)]
-    replies = await asyncio.gather(*(reply_of(engine, prompt) for prompt in prompts))
-    assert server.counts.most_live == 8
-    server.faults.tokens_per_second = None
-    assert replies == [await reply_of(engine, prompt) for prompt in prompts]
-    assert len(set(replies)) == 8
-
-
 async def test_one_connection_after_the_other_serves_many_replies(server: OllamaServer, engine: Engine) -> None:
     before = server.connections
     for _ in range(10):

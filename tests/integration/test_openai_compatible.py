@@ -130,35 +130,6 @@ async def test_history_is_cut_oldest_turns_first_so_that_the_server_need_not_ref
         assert 9 < len(kept) < len(turns)
 
 
-async def test_closing_a_reply_stops_the_generation(server: OpenAIServer, engine: Engine) -> None:
-    server.faults.tokens_per_second = 20
-    pieces = engine.generate(HELLO, NOTHING, Prefix(), run="r1")
-    await anext(pieces)
-    assert server.counts.live == 1
-    await pieces.aclose()
-    await until(lambda: server.counts.live == 0, timeout=1.0)
-    assert engine.status.busy == 0
-
-
-async def test_cancelling_a_reader_stops_the_generation_also_where_the_server_hangs(server: OpenAIServer, engine: Engine) -> None:
-    server.faults.hang_after = 3
-    reader = asyncio.create_task(reply_of(engine, HELLO))
-    await until(lambda: server.counts.live == 1)
-    reader.cancel()
-    await until(lambda: server.counts.live == 0, timeout=1.0)
-    assert engine.status.busy == 0
-
-
-async def test_eight_replies_at_once_do_not_mix(server: OpenAIServer, engine: Engine) -> None:
-    server.faults.tokens_per_second = 100
-    prompts = [prompt_of(f"Hello from number {number}!") for number in range(8)]
-    replies = await asyncio.gather(*(reply_of(engine, prompt) for prompt in prompts))
-    assert server.counts.most_live == 8
-    server.faults.tokens_per_second = None
-    assert replies == [await reply_of(engine, prompt) for prompt in prompts]
-    assert len(set(replies)) == 8
-
-
 async def test_thinking_is_no_reply_but_a_sign_of_life(server: OpenAIServer, engine: Engine) -> None:
     pieces = await pieces_of(engine, prompt_of("Hello Robbie!", model="qwen3"))
     assert "".join(piece.text for piece in pieces) == answer(server)
