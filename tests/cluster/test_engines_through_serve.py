@@ -73,7 +73,6 @@ class TestScriptedThroughServe(EngineContract):
 class TestOllamaThroughServe(ollama.TestOllama):
     @pytest.fixture
     async def engine(self, server: OllamaServer, host: DeploymentHandle[Any]) -> AsyncIterator[Engine]:
-        self.server = server
         async with served(host, OllamaConfig.model_validate({"model": MODEL, "url": server.url, **IMPATIENT})) as engine:
             yield engine
 
@@ -84,7 +83,6 @@ class TestOllamaThroughServe(ollama.TestOllama):
 class TestOpenAICompatibleThroughServe(openai.TestOpenAICompatible):
     @pytest.fixture
     async def engine(self, server: OpenAIServer, host: DeploymentHandle[Any]) -> AsyncIterator[Engine]:
-        self.server = server
         async with served(host, config_of(server)) as engine:
             yield engine
 

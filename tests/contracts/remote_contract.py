@@ -62,7 +62,7 @@ class RemoteEngineContract(EngineContract):
         assert server.counts.live == 1
         await pieces.aclose()
         await until(lambda: server.counts.live == 0, timeout=1.0)
-        assert engine.status.busy == 0
+        assert await self.idle(engine)
 
     async def test_cancelling_a_reader_stops_the_generation_also_where_the_server_hangs(
         self, server: Any, engine: Engine
@@ -72,7 +72,7 @@ class RemoteEngineContract(EngineContract):
         await until(lambda: server.counts.live == 1)
         reader.cancel()
         await until(lambda: server.counts.live == 0, timeout=1.0)
-        assert engine.status.busy == 0
+        assert await self.idle(engine)
 
     async def test_eight_replies_at_once_do_not_mix(self, server: Any, engine: Engine) -> None:
         server.faults.tokens_per_second = 100
