@@ -118,10 +118,11 @@ class Supervisor:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop; every turn held here is due one lease later."""
+        await self._beat.stop()  # first: a sweep that has its answer begins further tasks
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(self._beat.stop(), *tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def check(self) -> None:
         """Raise if the sweeping has died."""
