@@ -81,7 +81,7 @@ class EngineProcesses:
         """Return the engine's processes that live: the workers below the engine core too, also when that has died."""
         if not self._mark:
             return []
-        return [process for process in psutil.process_iter() if _mark_of(process) == self._mark]
+        return [process for process in _all() if _mark_of(process) == self._mark]
 
     def watch(self, died: Callable[[], None]) -> None:
         """Call `died` on the running loop as soon as any process dies that this one has started itself for the engine."""
@@ -125,13 +125,20 @@ class EngineProcesses:
 
 def end_orphans(*, wait_s: float = 5.0) -> list[int]:
     """Kill what engines have left on this machine whose owners are gone; return the numbers. Blocks; for a thread."""
-    orphans = [process for process in psutil.process_iter() if _orphaned(process)]
+    orphans = [process for process in _all() if _orphaned(process)]
     if orphans:
         log.warning("Ending %d processes of engines whose replica is gone.", len(orphans))
         with _Held(orphans) as held:
             held.kill()
             held.wait(wait_s)
     return [process.pid for process in orphans]
+
+
+def _all() -> Iterator[psutil.Process]:
+    """Yield every process, looked at anew: `psutil.process_iter` may give one whose number is another's by now."""
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            yield psutil.Process(pid)
 
 
 def _orphaned(process: psutil.Process) -> bool:
