@@ -143,4 +143,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:
         log.error("Unhandled error in a request.", exc_info=error)
-        return response(500, shape_of(Internal()))
+        return response(500, shape_of(Internal()), retry_after=True)

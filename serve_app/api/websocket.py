@@ -69,6 +69,8 @@ class Connection:
         self._feeds = Feeds()
         self._asked: set[str] = set()
         """Turns that were asked for here, by a client that cannot come back to them by itself, and have not ended yet."""
+        self._ours = False
+        """It is we who close the connection: whatever code comes back, the client does not leave on purpose."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._tokens = FRAMES_AT_ONCE
@@ -133,7 +135,7 @@ class Connection:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
-                if message.get("code") in _ON_PURPOSE:
+                if message.get("code") in _ON_PURPOSE and not self._ours:
                     for turn_id in list(self._asked):
                         self._settle(turn_id)
                 return
@@ -341,6 +343,7 @@ class Connection:
                 raise _Gone() from error
 
     async def _end(self, code: int, reason: str) -> None:
+        self._ours = True
         try:
             await self._socket.close(code, reason[:_REASON])
         except _LEFT as error:

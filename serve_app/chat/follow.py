@@ -7,7 +7,7 @@ is the pure part: it knows what was passed on so far, and says what an event mea
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from serve_app.chat.errors import StoreUnavailable, TurnNotFound
+from serve_app.chat.errors import StoreUnavailable
 from serve_app.chat.events import Accepted, End, Event, Piece, Receipt, Rewind, Started, Takeover, is_end
 from serve_app.chat.meter import UNMEASURED, Meter
 from serve_app.chat.stopwatch import Stopwatch
@@ -120,13 +120,7 @@ class Position:
         return [*out, self.end]
 
     def recover(self, snapshot: Snapshot, end: End) -> list[Event]:
-        """Return the end with the whole message instead of pieces that are no longer kept one by one.
-
-        Raises:
-            TurnNotFound: the message is no longer kept either: its conversation was deleted.
-        """
-        if snapshot.reply is None and end.receipt.pieces:
-            raise TurnNotFound()
+        """Return the end with the whole message instead of pieces that are no longer kept one by one."""
         content = snapshot.reply.content if snapshot.reply else ""
         whole = self.seq == end.receipt.pieces
         self.end = end.model_copy(update={"content": content, "recovered": whole})

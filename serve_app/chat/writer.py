@@ -14,7 +14,7 @@ from serve_app.chat.turns import LoggedPiece, TurnStore, Verdict
 
 COALESCE_S, COALESCE_MOST_S = 0.025, 0.1
 UNHURRIED_RUNS = 8
-"""So many runs write at once before their windows grow."""
+"""So many runs a replica has before their windows grow."""
 PIECE_LIMIT = 4_096
 """Characters after which a piece is closed: bounds the size of an event."""
 BUFFER_LIMIT = 262_144

@@ -200,8 +200,7 @@ class AuroraSocket:
             frame = json.loads(text)
             _, kept = self._asked.get(frame.get("message_id", ""), ("", None))
             if frame["type"] == "error":
-                self._refused(refusal_of(frame), kept)
-                return False
+                return self._refused(refusal_of(frame), kept)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadStream("a frame that is not Aurora's") from None
         news = self._turns.take(frame)
@@ -213,11 +212,15 @@ class AuroraSocket:
             raise Away(self._turns.torn)
         return bool(news)
 
-    @staticmethod
-    def _refused(refused: RequestRefused, kept: asyncio.Future[str] | None) -> None:
+    def _refused(self, refused: RequestRefused, kept: asyncio.Future[str] | None) -> bool:
         if not is_final(refused):
             raise Away(f"{refused.code}: {refused.message}")  # everything is asked again over the next connection
-        if kept is None:
+        if kept is not None:
+            if not kept.done():
+                kept.set_exception(refused)
+            return False
+        failed = self._turns.refused(refused)
+        if failed is None:
             raise refused
-        if not kept.done():
-            kept.set_exception(refused)
+        self._events.put_nowait(failed)  # of this turn alone; the others go on
+        return True

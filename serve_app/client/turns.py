@@ -4,9 +4,10 @@ import asyncio
 from collections import OrderedDict
 from typing import Any
 
-from serve_app.chat.events import Event, is_end
+from serve_app.chat.events import Event, Failed, Receipt, is_end
 from serve_app.client.assembly import Assembly
 from serve_app.client.promises import Broken, BrokenPromise
+from serve_app.client.retry import RequestRefused
 from serve_app.client.seen import REMEMBERED, Seen
 from serve_app.client.sse import event_of
 
@@ -72,6 +73,17 @@ class Turns:
             return []
         self._note(event.turn_id, news, now)
         return news
+
+    def refused(self, refused: RequestRefused) -> Failed | None:
+        """Return how an open turn ends of which there is nothing more to be had; None where it is not about one."""
+        turn_id = refused.turn_id
+        if turn_id not in self._waits_since:
+            return None
+        del self._waits_since[turn_id], self.assemblies[turn_id]
+        self._healed.discard(turn_id)
+        return Failed(
+            turn_id=turn_id, receipt=Receipt.of([]), recovered=False, code=refused.code, message=refused.message, retryable=False
+        )
 
     def _note(self, turn_id: str, news: list[Event], now: float) -> None:
         """Keep the time of the last text, and no more turns than are worth remembering."""

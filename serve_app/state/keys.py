@@ -10,7 +10,7 @@
 | `aurora:turn:{turn_id}` | hash | `TOMBSTONE_SECONDS` after the end | begin, claim, append, finish … |
 | `aurora:turn:{turn_id}:log` | stream | `LOG_SECONDS` after the end | claim, append, finish |
 | `aurora:turns:open` | zset, turn_id by end of lease (ms) | – | every script of a turn |
-| `aurora:turns:client:{client_id}` | zset, its latest turn_ids by begin (ms) | `LOG_SECONDS` after the last end | begin, finish |
+| `aurora:turns:client:{client_id}` | zset, turn_ids by begin (ms) | `TOMBSTONE_SECONDS` after the last end | begin, finish |
 | `aurora:idempotency:{client_id}:{key}` | string, JSON | `TOMBSTONE_SECONDS` after the end | begin, finish |
 | `aurora:personality:{name}:{version}` | string, JSON | `TOMBSTONE_SECONDS` after the last claim with it | claim |
 | `aurora:sweep` | string, ms of the last sweep | – | sweep |

@@ -14,6 +14,7 @@ from cluster.lab import Lab, places
 from cluster.settings import PROJECT_ROOT
 from serve_app.client import Takeover
 from tests.lab.conftest import SETTLED_S
+from tests.support.clients import Device
 from tests.support.lab import Nodes, get, say, served_by
 from tests.support.serving import Asked, undisturbed
 from tests.support.waiting import until
@@ -22,6 +23,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 SLOW: dict[str, object] = {"words": 300, "words_per_second": 30}
 """An answer of ten seconds: whatever is killed meanwhile is noticed before it would have ended."""
+
+SHORT: dict[str, object] = {"words": 60, "words_per_second": 30}
 
 ANSWERED_S = 90.0
 
@@ -83,13 +86,19 @@ async def test_an_answer_outlives_the_node_that_generates_it_and_that_node_comes
     async with Asked(Nodes(lab, "vengeance"), "worker", "Hello there", options, explore=False) as asked:
         await asked.pieces(20)
         victim = asked.generated_on()
-        lab.kill(victim)
+        async with Device(lab.url(victim), "plain", proxy=None) as plain:  # of the seed's kind: it waits for one frame
+            await plain.chat("And me?", options=SHORT)
+            assert await plain.alive() == []
+            lab.kill(victim)
+            plain.socket.transport.abort()
         await until(lambda: asked.assembly.attempt >= 2, ANSWERED_S)
         lab.start(victim)
         await asked.end(ANSWERED_S)
         report(capsys, f"{victim} killed, which generated", asked)
         asked.check()
         asked.check_stretches()
+    async with Device(lab.url("aurora"), "plain", proxy=None) as plain:
+        assert (await plain.next())["content"] == await undisturbed("And me?", SHORT), "what ended while it was away"
     await until(lambda: served_by(lab.url(victim)) == victim, SETTLED_S)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from serve_app.api import errors as api_errors
 from serve_app.api import wire
-from serve_app.api.errors import TABLE
+from serve_app.api.errors import _HTTP_CODES, TABLE
 from serve_app.chat import errors
 from serve_app.chat.events import End, Event, Receipt
 
@@ -62,6 +62,12 @@ def test_every_frame_has_a_row_with_its_fields(frame: type[BaseModel]) -> None:
 def test_the_examples_are_frames() -> None:
     examples = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     assert [wire.Frame.validate_python(json.loads(example)).type for example in examples] == ["chat", "resume"]
+
+
+def test_the_codes_of_http_itself_have_rows() -> None:
+    for status, code in _HTTP_CODES.items():
+        if code not in TABLE:
+            assert f"| {status} |" in row(code)
 
 
 @pytest.mark.parametrize("kind", kinds_of_errors(), ids=lambda kind: kind.code)
