@@ -10,7 +10,6 @@ from fastapi import Response
 from fastapi.responses import StreamingResponse
 
 from serve_app.chat.drain import GOODBYE_SPREAD_S, Departure
-from serve_app.chat.errors import TurnNotFound
 from serve_app.chat.events import Event, Piece, Rewind, is_end
 from serve_app.chat.meter import CONNECTIONS, Meter, counted
 
@@ -66,8 +65,4 @@ async def _stream(
                 if departure.time_left < -lingers_s:
                     yield b": goodbye, this node is leaving\n\n"
                     return
-                try:
-                    batch = await anext(batches)
-                except TurnNotFound:
-                    yield b": this turn is no longer kept\n\n"  # whoever comes back for the rest gets a 404
-                    return
+                batch = await anext(batches)

@@ -82,7 +82,7 @@ class PersonalityNotFound(NotFound):
 
 
 class TurnNotFound(NotFound):
-    """No such turn: it never began, it ended more than 26 hours ago, or its conversation was deleted."""
+    """No such turn: it never began, or it ended more than 26 hours ago."""
 
     code = "no_turn"
 

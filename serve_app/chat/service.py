@@ -172,13 +172,10 @@ class ChatService:
         """Begin a turn and yield its events in batches: `accepted` alone first, its end last; see `chat.follow.follow`.
 
         Raises:
-            ChatError: before the first batch; see `begin`.
-            TurnNotFound: its conversation was deleted meanwhile.
+            ChatError: before the first batch only; see `begin`.
         """
         async with self._bus.listen(ask.client_id) as live:
             begun = await self.begin(ask)
-            if begun.attached:
-                await self._turns.read(begun.turn_id)  # it may be one that is no longer kept
             yield [self.accepted(begun, ask.message)]
             only = _OnlyOne(live, begun.turn_id)
             async with aclosing(follow(self._turns, only, begun.turn_id, fresh=not begun.attached, meter=self.meter)) as batches:
@@ -204,7 +201,7 @@ class ChatService:
         """Yield a turn's events beyond piece `after`, which `attempt` wrote, in batches; from the start also `accepted`.
 
         Raises:
-            TurnNotFound: before the first batch; later only where its conversation was deleted meanwhile.
+            TurnNotFound: before the first batch only.
         """
         snapshot = await self._turns.read(turn_id, after=after)
         if after == 0:

@@ -219,8 +219,9 @@ class AuroraSocket:
             if not kept.done():
                 kept.set_exception(refused)
             return False
-        failed = self._turns.refused(refused)
-        if failed is None:
+        news = self._turns.refused(refused)
+        if not news:
             raise refused
-        self._events.put_nowait(failed)  # of this turn alone; the others go on
+        for event in news:  # of this turn alone; the others go on
+            self._events.put_nowait(event)
         return True

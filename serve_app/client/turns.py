@@ -4,7 +4,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Any
 
-from serve_app.chat.events import Event, Failed, Receipt, is_end
+from serve_app.chat.events import End, Event, Failed, Receipt, is_end
 from serve_app.client.assembly import Assembly
 from serve_app.client.promises import Broken, BrokenPromise
 from serve_app.client.retry import RequestRefused
@@ -50,6 +50,9 @@ class Turns:
         event = event_of(frame)
         if event is None:
             return []
+        if isinstance(event, End) and not event.recovered and event.receipt.pieces and not event.content:
+            # Neither its pieces nor its text are kept. It concerns this turn alone.
+            return self._failed(event.turn_id, "no_turn", "The text is no longer kept: its conversation was deleted.")
         now = asyncio.get_running_loop().time()
         assembly = self.assemblies.get(event.turn_id)
         if assembly is None:
@@ -74,16 +77,17 @@ class Turns:
         self._note(event.turn_id, news, now)
         return news
 
-    def refused(self, refused: RequestRefused) -> Failed | None:
-        """Return how an open turn ends of which there is nothing more to be had; None where it is not about one."""
-        turn_id = refused.turn_id
+    def refused(self, refused: RequestRefused) -> list[Event]:
+        """Return what is news because of a refusal that is not about a message: the end of its turn, if that was open."""
+        return self._failed(refused.turn_id, refused.code, refused.message)
+
+    def _failed(self, turn_id: str, code: str, message: str) -> list[Event]:
+        """End an open turn of which there is nothing more to be had."""
         if turn_id not in self._waits_since:
-            return None
+            return []
         del self._waits_since[turn_id], self.assemblies[turn_id]
         self._healed.discard(turn_id)
-        return Failed(
-            turn_id=turn_id, receipt=Receipt.of([]), recovered=False, code=refused.code, message=refused.message, retryable=False
-        )
+        return [Failed(turn_id=turn_id, receipt=Receipt.of([]), recovered=False, code=code, message=message, retryable=False)]
 
     def _note(self, turn_id: str, news: list[Event], now: float) -> None:
         """Keep the time of the last text, and no more turns than are worth remembering."""

@@ -8,47 +8,43 @@ import pytest
 
 from serve_app.chat.events import is_end
 from serve_app.client import AuroraSocket
-from tests.support.clients import Device, paced
+from tests.support.clients import Device, all_sse, paced
 from tests.support.stack import Stack
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 HELLO = {"client_id": "ann", "message": "Hello", "options": {"words": 5}}
-KEY = {"Idempotency-Key": "k1"}
 
 
 async def deleted(http: httpx.AsyncClient) -> str:
     """Ask, delete the conversation, and return the turn."""
-    answer = (await http.post("/api/chat", json=HELLO, headers=KEY)).json()
+    answer = (await http.post("/api/chat", json=HELLO)).json()
     path = f"/api/conversations/{answer['conversation_id']}"
     assert (await http.delete(path, params={"client_id": "ann"})).status_code == 204
     return str(answer["turn_id"])
 
 
-async def test_every_way_of_asking_for_it_over_http_is_answered_with_a_404_that_names_it(stack: Stack) -> None:
-    async with stack.serving() as base, httpx.AsyncClient(base_url=base, timeout=20) as http:
+async def test_what_is_left_of_it_is_its_end_without_text(stack: Stack) -> None:
+    async with stack.serving() as base, httpx.AsyncClient(base_url=base, timeout=20) as http, Device(base, "ann") as device:
         turn_id = await deleted(http)
-        for response in (
-            await http.get(f"/api/turns/{turn_id}"),
-            await http.get(f"/api/turns/{turn_id}/events"),
-            await http.post("/api/chat", json=HELLO, headers=KEY),
-            await http.post("/api/chat", json={**HELLO, "stream": True}, headers=KEY),
-        ):
-            error = response.json()["error"]
-            assert (response.status_code, error["code"], error["turn_id"]) == (404, "no_turn", turn_id), response.request.url
+        await device.until("done")  # live
+        turn = (await http.get(f"/api/turns/{turn_id}")).json()
+        assert (turn["state"], turn["content"]) == ("done", "")
+        *_, streamed = await all_sse(http, "GET", f"/api/turns/{turn_id}/events")
+        await device.send(type="resume", turn_id=turn_id)
+        for end in (streamed.data, await device.next()):
+            assert (end["type"], end["content"], end["recovered"], end["receipt"]["pieces"] > 0) == ("done", "", False, True)
 
 
-async def test_a_resume_of_it_is_refused_by_name_and_the_connection_lives(stack: Stack) -> None:
-    async with stack.serving() as base, httpx.AsyncClient(base_url=base, timeout=20) as http:
-        turn_id = await deleted(http)
-        async with Device(base, "ann") as device:
-            for unknown in (turn_id, "turn_" + "a" * 26):
-                await device.send(type="resume", turn_id=unknown, after=1)
-                refused = await device.next()
-                assert (refused["type"], refused["error"]["code"], refused["error"]["turn_id"]) == ("error", "no_turn", unknown)
-            await device.chat("And now?", options={"words": 3})
-            assert (await device.until("done"))[-1]["type"] == "done"
+async def test_a_turn_that_nobody_knows_is_refused_by_name_and_the_connection_lives(stack: Stack) -> None:
+    unknown = "turn_" + "a" * 26
+    async with stack.serving() as base, httpx.AsyncClient(base_url=base) as http, Device(base, "ann") as device:
+        await device.send(type="resume", turn_id=unknown, after=1)
+        for refused in ((await device.next())["error"], (await http.get(f"/api/turns/{unknown}")).json()["error"]):
+            assert (refused["code"], refused["turn_id"]) == ("no_turn", unknown)
+        await device.chat("And now?", options={"words": 3})
+        assert (await device.until("done"))[-1]["type"] == "done"
 
 
 async def test_the_other_turns_of_a_device_go_on_when_one_is_deleted_while_it_is_away(stack: Stack) -> None:
@@ -69,6 +65,12 @@ async def test_the_other_turns_of_a_device_go_on_when_one_is_deleted_while_it_is
         await until(lambda: {event.turn_id for event in heard if event.type == "piece"} == {lost, kept})
         proxy.stall()
         proxy.cut()
+        seen = max(event.seq for event in heard if event.type == "piece" and event.turn_id == lost)
+
+        async def more_was_said() -> bool:
+            return (await stack.service.turn(lost)).seq > seen
+
+        await until(more_was_said)
         conversation = (await stack.service.turn(lost)).conversation_id
         await stack.service.delete_conversation(conversation, client_id="ann")
         proxy.flow()
