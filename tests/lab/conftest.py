@@ -1,5 +1,6 @@
 """One lab for all tests that want it, and nothing left of it whatever they do."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ from cluster.lab import Lab
 from cluster.lab.up import bring_up, take_down, unfit
 from cluster.progress import Progress
 from tests.drills.stage import Stage
-from tests.support.lab import client_network, remains, spaces
+from tests.support.lab import client_network, remains, served_by, spaces
 
 SETTLED_S = 150.0
 """By then a lab with a node that has just been started is whole, also on a busy machine."""
@@ -49,10 +50,18 @@ def among_clients(lab: Lab) -> Iterator[None]:
 
 @pytest.fixture
 def whole(lab: Lab, among_clients: None) -> None:
-    """Every node is up and everything in its place."""
+    """Every node is up and everything in its place, and every door is served by its own ingress.
+
+    HAProxy sends to another one as long as it has not seen its own answer.
+    """
     for node, state in lab.states().items():
         if state == "down":
             lab.start(node)
         elif state != "up":
             lab.heal(node)
     Stage(lab, print).wait_until_whole([node for node in lab.nodes if node != lab.cluster.head], SETTLED_S)
+    deadline = time.monotonic() + SETTLED_S
+    for node in lab.nodes:
+        while (answers := served_by(lab.url(node))) != node:
+            assert time.monotonic() < deadline, f"{node}'s door is served by {answers or 'nobody'}"
+            time.sleep(0.1)
