@@ -1,7 +1,7 @@
 """The load program and the stand-in of `make bench`, with and without each other: a reply counts when all its tokens came."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import ollama
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from tests.bench.asking import Dialect, Result, run
 from tests.bench.fast_ollama import MODEL, Connection, Pace
 from tests.bench.one_ollama import as_ollama
+from tests.support.door import Serve, door
 
 pytestmark = pytest.mark.integration
 OLLAMA = Dialect("/api/chat", as_ollama, b'"done":true')
@@ -26,22 +27,11 @@ async def asked(port: int, *, stream: bool, dialect: Dialect = OLLAMA) -> Result
     return await run(port, dialect, connections=2, tokens=20, stream=stream, seconds=0.2, prefix="test")
 
 
-async def answering(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Result:
+async def answering(answer: Serve) -> Result:
     """Ask somebody who answers so, for streams."""
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
-                await answer(writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(talk, "127.0.0.1")
-    async with server:
-        return await asked(server.sockets[0].getsockname()[1], stream=True)
+    async with door(answer) as address:
+        return await asked(int(address.rpartition(":")[2]), stream=True)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,39 +1,17 @@
 """The load programs of `make bench`: what they count as answered, and from when."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.bench.http1 import answer
 from tests.bench.paced import Plan, run
-
-Serve = Callable[[asyncio.StreamWriter], Awaitable[None]]
+from tests.support.door import door
 
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 pytestmark = pytest.mark.integration
-
-
-@asynccontextmanager
-async def door(serve: Serve) -> AsyncIterator[str]:
-    """Have something answer every question on a port of its own; give its HOST:PORT."""
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                await reader.readexactly(int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]))
-                await serve(writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(talk, "127.0.0.1")
-    async with server:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def chunk(data: bytes) -> bytes:
