@@ -252,7 +252,7 @@ async def test_a_bug_reaches_a_rest_client_as_internal_and_the_log_with_its_trac
 ) -> None:
     async with httpx.AsyncClient(base_url=broken) as client:
         answer = await client.request(method, path, json=body)
-        assert answer.status_code == 500
+        assert (answer.status_code, answer.headers["retry-after"]) == (500, "1")
         check_internal(answer.json()["error"])
         assert SECRET not in answer.text
     assert any(r.levelno == logging.ERROR and r.exc_info and SECRET in str(r.exc_info[1]) for r in caplog.records)
