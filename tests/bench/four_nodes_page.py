@@ -33,7 +33,7 @@ def section(data: dict[str, Any]) -> list[str]:
             f"{max(others):.2f}). Failed requests: {failures} of {turns}.",
             120,
         ),
-        "By itself: `sudo .venv/bin/python -m tests.bench four-nodes`, about seven minutes.",
+        "By itself: `sudo .venv/bin/python -m tests.bench four-nodes`, about six minutes.",
         "",
         *_bars(data, rounds),
         "",
