@@ -55,11 +55,11 @@ def check(node: Installation) -> None:
     Raises:
         LifecycleError: it cannot: says what to do.
     """
+    if node.systemd and os.geteuid() != 0:  # first: without it, the project may not even be readable
+        raise LifecycleError("Units and a user of their own need root: sudo aurora-cli node install, or say --no-systemd.")
     project_copy.check()
     if not node.systemd:
         return
-    if os.geteuid() != 0:
-        raise LifecycleError("Units and a user of their own need root: sudo aurora-cli node install, or say --no-systemd.")
     if not units.runs_systemd():
         raise LifecycleError("This machine is not run by systemd: say --no-systemd, and start the node by other means.")
     if node.redis_files and packages.find("redis-server") and (theirs := [each for each in _DEBIAN_UNITS if units.enabled(each)]):
