@@ -84,16 +84,17 @@ def look(cluster: ClusterFile) -> ClusterStatus:
         # Waits for others of its own kind: in a pool that they cannot fill up.
         chat_redis = apart.submit(redis_status.look, place, servers, pool)
         nodes = list(pool.map(lambda name: _node(name, cluster.url(name)), cluster.nodes))
-        registered = {str(each["node"]): each for _, others in nodes for each in others if each.get("url")}
+        registered = {str(each["node"]): each for _, about in nodes for each in about.get("nodes", []) if each.get("url")}
         strangers = [name for name in registered if name not in cluster.nodes]
         nodes += pool.map(lambda name: _node(name, str(registered[name]["url"])), strangers)
         serve, head = details.result()
         found = [node for node, _ in nodes]
         _place_replicas(found, serve)
-        for node in found:
+        for node, about in nodes:
             node.head = node.name == cluster.head
-            # Its port is answered by another node's ingress then, which is well.
-            if registered.get(node.name, {}).get("status") == "draining" and node.state != "down":
+            # For one that leaves, another node's ingress answers. What its own says is newer than any record.
+            answered_for = node.state != "down" and about.get("node") != node.name
+            if answered_for and registered.get(node.name, {}).get("status") == "draining":
                 node.state, node.note = "draining", "is leaving"
         return ClusterStatus(
             cluster=cluster.name,
@@ -106,8 +107,8 @@ def look(cluster: ClusterFile) -> ClusterStatus:
         )
 
 
-def _node(name: str, url: str) -> tuple[NodeStatus, list[dict[str, Any]]]:
-    """Return how a node is, and what it says of all nodes."""
+def _node(name: str, url: str) -> tuple[NodeStatus, dict[str, Any]]:
+    """Return how a node is, and what its port says of itself and of all nodes."""
     node = NodeStatus(name=name, url=url, state="down", note="does not answer")
     try:
         with httpx.Client(base_url=url, timeout=_ANSWER_S, trust_env=False) as client:
@@ -117,11 +118,11 @@ def _node(name: str, url: str) -> tuple[NodeStatus, list[dict[str, Any]]]:
             about = client.get("/").json()
             said = health.json()
     except (httpx.HTTPError, ValueError):
-        return node, []
+        return node, {}
     node.state, node.note = _state(health.status_code, said)
     if node.state != "failing" and about.get("node") != name:
         node.note = f"answered by {about.get('node')}"  # its own ingress is not there: another node's stands in
-    return node, about.get("nodes", [])
+    return node, about
 
 
 def _state(code: int, said: dict[str, Any]) -> tuple[str, str]:

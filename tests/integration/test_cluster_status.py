@@ -161,6 +161,16 @@ def test_a_node_that_leaves_is_draining_although_another_nodes_ingress_answers_o
     assert by_name(status)["aurora"].state == "running"
 
 
+def test_a_node_that_stays_after_all_is_running_by_its_own_word_whatever_the_others_still_believe(
+    server_redis: RedisProcess,
+) -> None:
+    port = free_port()
+    stale = {"node": "star", "url": f"http://127.0.0.2:{port}", "status": "draining"}
+    with server("127.0.0.1", port, pages("aurora", HEALTHY, [stale])), server("127.0.0.2", port, pages("star", HEALTHY, [stale])):
+        status = cluster_status.look(cluster(port, free_port(), server_redis.url, "127.0.0.1:1"))
+    assert (by_name(status)["star"].state, by_name(status)["star"].note) == ("running", "")
+
+
 def test_without_head_and_redis_it_says_so_and_still_shows_the_nodes(tmp_path: Path) -> None:
     port, nobody = free_port(), free_port()
     with server("127.0.0.2", port, pages("star", AWAY)):
