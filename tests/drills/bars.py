@@ -45,6 +45,9 @@ def bars(fault: Fault, runs: Sequence[Record]) -> dict[str, Bar]:
     if pauses := [pause for run in runs for pause in run.pauses_s]:
         p99 = quantile(pauses, 0.99)
         found["pause p99"] = Bar(p99 <= fault.pause_s, f"{p99:.1f} of {fault.pause_s:g} s")
+    if pauses := [pause for run in runs for pause in (*run.pauses_s, *run.pauses_once_s)]:
+        p99 = quantile(pauses, 0.99)
+        found["pause p99, all clients"] = Bar(p99 <= fault.pause_s, f"{p99:.1f} s")
     if fault.deed == "kill" and fault.pause_s < 8 and (detection := [d for run in runs for d in run.detection_s]):
         p99 = quantile(detection, 0.99)
         found[f"detection p99 ≤ {DETECTION_S:g} s"] = Bar(p99 <= DETECTION_S, f"{p99:.1f} s")

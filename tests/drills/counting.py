@@ -44,7 +44,7 @@ def counts(verdicts: Sequence[Verdict]) -> Counts:
         ends=dict(Counter(verdict.ends for verdict in verdicts if verdict.kept)),
         acknowledged=sum(verdict.asked.acknowledged_at is not None for verdict in verdicts),
         acknowledged_lost=sum(verdict.acknowledged_lost for verdict in verdicts),
-        takeovers=sum(max((len(reading.runs) for reading in verdict.readings), default=1) > 1 for verdict in verdicts),
+        takeovers=sum(next(_takeovers(verdict), None) is not None for verdict in verdicts),
     )
 
 
@@ -86,8 +86,7 @@ def detection(verdicts: Iterable[Verdict], at: float) -> list[float]:
     for verdict in verdicts:
         if not verdict.asked.retries:
             continue
-        heard = (heard.at for device in verdict.asked.devices for heard in device.heard if isinstance(heard.event, Takeover))
-        later = [when for when in heard if when > at]
+        later = [when for when in _takeovers(verdict) if when > at]
         if later:
             found.append(round(min(later) - at, 2))
     return sorted(found)
@@ -102,6 +101,12 @@ def _named(verdicts: Iterable[Verdict]) -> Iterator[str]:
     for verdict in verdicts:
         for problem in verdict.problems:
             yield f"{verdict.asked.way} {verdict.asked.turn_id or verdict.asked.message}: {problem}"
+
+
+def _takeovers(verdict: Verdict) -> Iterator[float]:
+    """Yield when each device heard of a takeover."""
+    for device in verdict.asked.devices:
+        yield from (heard.at for heard in device.heard if isinstance(heard.event, Takeover))
 
 
 def _met(verdict: Verdict, victims: Collection[str], at: float) -> bool:

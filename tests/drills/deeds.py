@@ -45,13 +45,18 @@ def undo(lab: Lab, fault: Fault) -> None:
                 lab.heal(victim)
 
 
-def restart(lab: Lab, node: str, say: Callable[[str], None]) -> None:
-    """Restart a node as an operator does: let it leave, and with it the Redis primary if it is there; power off, power on.
+def let_leave(lab: Lab, node: str, say: Callable[[str], None]) -> None:
+    """Let a node leave, as an operator does before a restart, and with it the Redis primary if it is there.
 
-    Who keeps asking this very node, told by nobody to go elsewhere, is cut off in the end; `say` tells what was left.
+    Its door goes on meanwhile. Who keeps asking this very node, told by nobody to go elsewhere, is cut off in the end; `say`
+    tells what was left.
     """
     drain = [sys.executable, "-m", "cluster", "node", "drain", node, "--timeout", str(_LEAVES_S), "--config", str(CLUSTER)]
     left = lab.exec(CLIENTS, ["env", f"--chdir={PROJECT_ROOT}", *drain], timeout=_LEAVES_S + 60)
     say(" ".join((left.stdout + left.stderr).split()))
+
+
+def restart(lab: Lab, node: str) -> None:
+    """Power off, power on."""
     lab.kill(node)
     lab.start(node)

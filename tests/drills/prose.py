@@ -27,14 +27,17 @@ brought. **Taken back**: by a `rewind`.
 
 **Pause**: the longest time in which a reading client saw nothing new, from its asking to the end, beyond the script's rhythm; for
 REST, the delay of the answer beyond its undisturbed duration. One figure for each device and answer, of clients that go on or ask
-through the balancer; pooled over the runs of a fault. *Met*: of those whose turn or connection was with the victim. *Detection*:
-from the fault to the `takeover`, as its client hears it. **Whole again**: from the fault until all four nodes answer on :8000,
+through the balancer; pooled over the runs of a fault. *Once*: of those that try once at a node's own door, where they had their
+answer; *all clients*: of both. *Met*: of those whose turn or connection was with the victim. *Detection*: from the fault to the
+`takeover`, as its client hears it. **Whole again**: from the fault until all four nodes answer on :8000,
 every replica runs, and the Redis primary has both replicas in sync; the time for which the victim was left alone is in it.
 """
 
 AVAILABILITY = """Every door (each node that lives, and the balancer) is knocked at four times a second, once with a message. A
 second of a door is *bad* if any request that began in it failed or took longer than 2 s; it is *dark* if no door at all answered
-anything. {target} of a month allows {allowed} bad seconds, so it holds for so many faults of a kind a month.
+anything. Where all nodes are restarted, a door's seconds end when its node goes down; in runs before 2026-11-30 when it begins to
+leave, 20 s before. {target} of a month allows {allowed} bad seconds, so it holds for so many faults of a kind a month: for who
+uses one node, on average over the doors, and for who comes by the balancer.
 """
 
 FROZEN = """Both replicas of the chat's Redis stand still for {seconds:g} s. {asked_before} clients had asked before, and

@@ -55,7 +55,9 @@ class Counts(_Part):
     ends: dict[int, int] = Field(description="Number of different ends of a turn: how many turns had so many.")
     acknowledged: int
     acknowledged_lost: int
-    takeovers: int
+    takeovers: int = Field(
+        description="Turns whose client heard of one. Before 2026-11-30 those that heard `started` twice are in it, too."
+    )
 
 
 class Failed(_Part):
@@ -120,14 +122,21 @@ class Record(_Part):
         return self.hit.counted and not self.disturbed
 
 
-def path(fault: str, number: int, *, counted: bool = True, folder: Path = FOLDER) -> Path:
-    """Where a run's record is; runs that did not count are kept apart."""
-    return folder / f"{fault}-{number}{'' if counted else '-not-counted'}.json"
+def path(fault: str, number: int, *, folder: Path = FOLDER) -> Path:
+    """Where the record of a run that counts is."""
+    return folder / f"{fault}-{number}.json"
+
+
+def _path_of(record: Record, folder: Path) -> Path:
+    """Where `record` is: a run that did not count is done again with another seed, and neither replaces the other."""
+    if record.counted:
+        return path(record.fault, record.number, folder=folder)
+    return folder / f"{record.fault}-{record.number}-not-counted-{record.seed}.json"
 
 
 def save(record: Record, *, folder: Path = FOLDER) -> Path:
     """Keep `record`; return where."""
-    file = path(record.fault, record.number, counted=record.counted, folder=folder)
+    file = _path_of(record, folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.model_dump(mode="json").items()]
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -12,7 +12,7 @@ from tests.drills.balancer import balancer
 from tests.drills.checker import Verdict
 from tests.drills.crowd import Mode, plan
 from tests.drills.crowd_process import CrowdProcess
-from tests.drills.deeds import restart, strike, undo
+from tests.drills.deeds import let_leave, restart, strike, undo
 from tests.drills.faults import Fault
 from tests.drills.histories import judge_all
 from tests.drills.machine import machine, software
@@ -75,8 +75,9 @@ def _strike(lab: Lab, stage: Stage, fault: Fault, times: Times, say: Callable[[s
     if fault.deed == "restart-each":
         for node in fault.victims:
             say(f"{node} restarts")
+            let_leave(lab, node, say)
             since = time.monotonic()
-            restart(lab, node, say)
+            restart(lab, node)
             times.away[node] = (since, time.monotonic())
             stage.wait_until_whole(fault.generating, _WHOLE_S)
     else:

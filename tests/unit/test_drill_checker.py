@@ -8,6 +8,7 @@ import pytest
 from serve_app.chat.events import Accepted, Done, End, Event, Failed, Piece, Receipt, Rewind, Started, Takeover
 from serve_app.chat.messages import Message, Role
 from tests.drills.checker import Verdict, judge
+from tests.drills.counting import counts, detection
 from tests.drills.pauses import longest_pauses, was_connected_to, was_generating_on
 from tests.drills.reading import read
 from tests.drills.seen import Asked, Device, Heard, Link, Way
@@ -373,3 +374,15 @@ def test_a_device_is_connected_to_the_door_it_went_to_last() -> None:
 
     assert was_connected_to(moved, {"aurora"}, 104.0)
     assert not was_connected_to(moved, {"aurora"}, 106.0)
+
+
+def test_only_who_heard_of_a_takeover_is_counted_as_taken_over() -> None:
+    again: list[Event] = [accepted(), started(), *pieces(1, 5), done()]
+    came_back = device([accepted(), started(), *pieces(1, 2)], again, after=(0, 0))
+    verdicts = [verdict(came_back)]
+    assert counts(verdicts).takeovers == 0
+
+    taken_over = device([accepted(), started(), *pieces(1, 2), takeover(2, 2), *pieces(3, 5, attempt=2), done()])
+    verdicts.append(verdict(taken_over))
+    assert counts(verdicts).takeovers == 1
+    assert detection(verdicts, 101.0) == [1.5]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.drills.__main__ import NOTES, PAGE
 from tests.drills.availability import back, bad_per_fault, dark, doors, faults_per_month
 from tests.drills.bars import bars, quantile
-from tests.drills.durability import Durability, Frozen, Killed
+from tests.drills.durability import Durability, Frozen, Killed, load
 from tests.drills.faults import FAULTS, RUNS, fault
 from tests.drills.page import render
 from tests.drills.records import Before, Counts, Door, Failed, Hit, Record, load_all, missing, save
@@ -84,15 +85,16 @@ def line(page: str, begin: str) -> str:
 
 
 def test_the_page_shows_every_count_of_its_records() -> None:
-    page = render([record(), record(number=2, counts=counts(asked=40, complete=40, complete_in_store=0, never_accepted=0))])
+    second = counts(asked=40, complete=40, complete_in_store=0, never_accepted=0)
+    page = render([record(detection_s=[0.1]), record(number=2, counts=second, detection_s=[0.1, 0.2])])
 
     assert line(page.split("## Answers")[1].split("##")[0], "| kill -9 of the head |") == (
         "| kill -9 of the head | 2 | 100 | 97 | 2 | 1 | 0 | 0 | 0 | 0 | 0 | 118 | 0 |"
     )
     assert line(page.split("## Failed requests")[1].split("##")[0], "| kill -9 of the head |") == (
-        "| kill -9 of the head | 6 | 0 | 0 | 0 | 18 | 22 |"
+        "| kill -9 of the head | 6 | 0 | 0 | 0 | 18 | 3 |"
     )
-    assert "| kill -9 of the head | 0.1 | 2.5 | 2.5 | 2.5 | 2.5 | – | – | 0.2 | 32 | 32 | 10–10 |" in page
+    assert "| kill -9 of the head | 0.1 | 2.5 | 2.5 | 2.5 | 2.5 | 0.1 | 0.2 | 0.2 | 32 | 32 | 10–10 |" in page
 
 
 def test_a_page_without_records_says_that_nothing_was_done() -> None:
@@ -103,7 +105,7 @@ def test_what_was_not_reached_is_said_and_the_notes_explain_it() -> None:
     page = render([record(counts=counts(pieces_lost=2), pauses_s=[9.0])], notes="## Why\n\nBecause.")
 
     assert line(page.split("## Bars")[1].split("##")[0], "| kill -9 of the head |") == (
-        "| kill -9 of the head | ✓ 0 | **✗ 2** | ✓ 0 | ✓ 0 | ✓ 0 | ✓ 0 | ✓ 0 | **✗ 9.0 of 5 s** |"
+        "| kill -9 of the head | ✓ 0 | **✗ 2** | ✓ 0 | ✓ 0 | ✓ 0 | ✓ 0 | ✓ 0 | **✗ 9.0 of 5 s** | **✗ 9.0 s** |"
     )
     assert "## Why\n\nBecause." in page
 
@@ -116,6 +118,26 @@ def test_runs_that_are_missing_or_did_not_count_are_named() -> None:
     told = line(page, "2 runs more did not count")
     assert "The fault of 1 hit too little; in 1 the machine had other work" in told
     assert "wrong 2, lost 0, repeated 0, acknowledged lost 0" in told, "what went wrong in them is not hidden"
+    assert "**9 of 9 bars are reached**" in page
+    assert "With the runs that did not count: 8 of 9." in page
+
+
+def test_the_page_names_the_commits_of_all_its_runs() -> None:
+    other = record(number=2, software={"aurora": "0.1.0 def+", "ray": "2.60.0", "redis": "7.0.15", "python": "3.11"})
+    page = render([record(), other, record(number=3)])
+
+    assert "by runs: 0.1.0 abc 2, 0.1.0 def+ 1." in page
+
+
+def test_a_client_that_tries_once_and_waits_long_is_not_left_out_of_the_pauses() -> None:
+    found = bars(fault("freeze-worker"), [record("freeze-worker", pauses_once_s=[12.0] * 3)])
+
+    assert found["pause p99"].reached
+    assert found["pause p99, all clients"].shown == "**✗ 12.0 s**"
+
+
+def test_the_page_is_what_its_records_and_notes_say() -> None:
+    assert PAGE.read_text() == render(load_all(), load(), NOTES.read_text()), "write it anew: python -m tests.drills --page"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +171,7 @@ def test_records_are_kept_and_only_missing_runs_are_done_again(tmp_path: Path) -
         record(),
         record(number=2, hit=MISSED),
         record(number=3, load_lag_s=0.6),
+        record(number=3, load_lag_s=0.7, seed=4712),
     ]
     for each in kept:
         assert save(each, folder=tmp_path).stat().st_size < 20_000
