@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from cluster.failures import LifecycleError
 from cluster.lab import up as lab_up
-from cluster.lab.lab import Lab
+from cluster.lab.lab import REPLICA, Lab
 from cluster.lab.status import look
 from cluster.progress import Progress
 from cluster.status_lines import show_cluster
@@ -56,12 +57,13 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
 
 @app.command()
 def kill(
-    target: Annotated[str, typer.Argument(help="NODE, redis-primary, redis-control, or APP/DEPLOYMENT@NODE.")],
+    target: Annotated[str, typer.Argument(help="NODE, redis-primary, redis-control, or replica.")],
+    replica: Annotated[str, typer.Argument(metavar="APP/DEPLOYMENT@NODE", help="Which replica; also without that word.")] = "",
     hold: Annotated[bool, typer.Option("--hold", help="Of a Redis: keep it away until `lab start`.")] = False,
 ) -> None:
     """Kill -9: a node with all that lives on it, a Redis, or a replica."""
     with told_plainly(), Lab() as lab:
-        out.print(f"Killed: {lab.kill(target, hold=hold)}.")
+        out.print(f"Killed: {lab.kill(_one_target(target, replica), hold=hold)}.")
 
 
 @app.command()
@@ -114,3 +116,14 @@ def execute(
         with Lab() as lab:
             line = lab.command(where, command)
         os.execv(line[0], line)
+
+
+def _one_target(word: str, after: str) -> str:
+    """Return what is to be killed: `word`, or what comes after it where `word` is "replica"."""
+    if word != "replica":
+        if after:
+            raise LifecycleError(f"One target at a time: {after!r} is too much after {word!r}.")
+        return word
+    if not REPLICA.match(after):  # `replica star` must not kill the whole node
+        raise LifecycleError("replica wants APP/DEPLOYMENT@NODE, as in: aurora-cli lab kill replica chat/Ingress@star.")
+    return after

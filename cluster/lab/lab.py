@@ -1,9 +1,12 @@
 """The lab as an object: the same faults as `aurora-cli lab`, without a start of Python for each."""
 
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -20,8 +23,10 @@ from cluster.serve_api import ServeApi
 
 T = TypeVar("T")
 
+REPLICA = re.compile(r"^([^/@]+)/([^/@]+)@([^/@]+)$")
+"""What names a replica: APP/DEPLOYMENT@NODE."""
+
 _NEWCOMER = re.compile(r"^[a-z][a-z0-9]{0,9}$")  # an interface's name has 15 characters at most, and five of it are ours
-_REPLICA = re.compile(r"^([^/@]+)/([^/@]+)@([^/@]+)$")
 
 
 class Lab:
@@ -97,13 +102,14 @@ class Lab:
             node = self.control_node
             self.machines[node].kill_unit(CONTROL, hold=hold)
             return f"Ray's control Redis on {node}"
-        if match := _REPLICA.match(target):
+        if match := REPLICA.match(target):
             application, deployment, node = match.groups()
             found = [r for r in self._machine(node).replicas() if (r.application, r.deployment) == (application, deployment)]
             if not found:
                 raise LifecycleError(f"There is no replica of {application}/{deployment} on {node}.")
             for replica in found:
-                subprocess.run(["kill", "-9", str(replica.pid)], check=False)
+                with suppress(ProcessLookupError):
+                    os.kill(replica.pid, signal.SIGKILL)
             return f"{application}/{deployment} on {node}"
         self._machine(target).kill()
         return f"{target}, and all that lived there"

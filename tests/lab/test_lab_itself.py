@@ -1,5 +1,6 @@
-"""What `aurora-cli lab` promises of itself: it says who cannot have a lab, and leaves nothing of one."""
+"""What `aurora-cli lab` promises of itself: it says who cannot have one, nothing gets out of it, and nothing is left of it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,14 +11,15 @@ import psutil
 import pytest
 
 from cluster.cluster_file import load
-from cluster.lab import places
+from cluster.lab import Lab, places
 from cluster.lab.machine import Machine
 from cluster.lab.namespaces import processes
+from cluster.packages import ensure
 from cluster.settings import PROJECT_ROOT
 from tests.support.lab import remains, spaces
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
@@ -78,3 +80,15 @@ async def test_down_leaves_nothing_of_a_lab_that_was_killed_half_way(starting: "
     assert (result.returncode, result.stdout.strip()) == (0, "The lab is gone.")
     assert remains(made_of) == []
     assert "no lab" in run("down").stdout
+
+
+@pytest.mark.usefixtures("whole")
+def test_nothing_leaves_the_machine_from_a_node_or_from_the_clients(lab: Lab) -> None:
+    # An address that is nobody's, of a net for examples. Packets that got out would vanish: `timed out`.
+    outside = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
+    for where in (*lab.nodes, places.CLIENTS):
+        routes = lab.exec(where, [ensure("ip"), "-json", "route", "show"])
+        assert [route["dst"] for route in json.loads(routes.stdout)] == ["198.18.0.0/24"], f"{where} has a way out"
+        tried = lab.exec(where, [sys.executable, "-I", "-c", outside])
+        assert tried.returncode == 1, f"{where} reached somebody"
+        assert tried.stderr.splitlines()[-1] == "OSError: [Errno 101] Network is unreachable", where
