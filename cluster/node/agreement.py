@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,9 +15,14 @@ import redis
 
 from cluster.cluster_file import ClusterFile
 from cluster.failures import LifecycleError
+from cluster.node.environment import shared
 from cluster.settings import PROJECT_ROOT
 
 _PATIENCE_S = 120
+_CODE = ("serve_app", "deployments", "cluster")
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+_WHERE_SET = "Variables are set where `aurora-cli node start` is started (shell, unit, .env): set them there as on the head."
+_WITHOUT_HAPROXY = f"{_HAPROXY} is 0 where no HAProxy is found: name one there in RAY_SERVE_HAPROXY_BINARY_PATH."
 
 T = TypeVar("T")
 
@@ -33,53 +38,79 @@ def settings(cluster: ClusterFile) -> dict[str, str]:
 
 
 def code_digest(project: Path = PROJECT_ROOT) -> str:
-    """Return twelve hexadecimal digits that change with whatever runs in the replicas: two checkouts may have one version."""
+    """Return twelve hexadecimal digits that change with whatever runs on a node: two checkouts may have one version.
+
+    Other files do not count: an operator may have put addresses of his own into them.
+    """
     digest = hashlib.sha256()
-    for file in sorted(file for folder in ("serve_app", "deployments") for file in (project / folder).rglob("*")):
-        if file.suffix in (".py", ".lua"):
+    for file in sorted(file for folder in _CODE for file in (project / folder).rglob("*")):
+        if file.suffix in (".py", ".lua", ".sh"):
             digest.update(f"{file.relative_to(project)}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
-def publish(cluster: ClusterFile, *, say: Callable[[str], None]) -> None:
-    """Say, as the head, what the nodes must have alike; waits for the control Redis.
+def publish(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str], None]) -> None:
+    """Say, as the head whose Ray gets `env`, what the nodes must have alike; waits for the control Redis.
 
     Raises:
         LifecycleError: no Redis answers there.
     """
     with control_redis(cluster, say=say) as client:
         pipeline = client.pipeline(transaction=True)
-        pipeline.delete(key(cluster))
-        pipeline.hset(key(cluster), mapping=settings(cluster))
+        for name, said in ((key(cluster), settings(cluster)), (_variables_key(cluster), shared(env))):
+            pipeline.delete(name)
+            pipeline.hset(name, mapping=said)
         pipeline.execute()
 
 
-def check(cluster: ClusterFile, *, say: Callable[[str], None]) -> None:
-    """Compare this node with what the head said; waits for the control Redis and for a head that has never been there.
+def check(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str], None]) -> None:
+    """Compare this node, whose Ray gets `env`, with what the head said; waits for the control Redis and for the first head.
 
     Raises:
         LifecycleError: something differs: says what, here and there; or nobody answers.
     """
     with control_redis(cluster, say=say) as client:
-        head = _patiently(
-            lambda: client.hgetall(key(cluster)),
+
+        def what_the_head_said() -> tuple[dict[str, str], dict[str, str]] | None:
+            pipeline = client.pipeline(transaction=True)
+            pipeline.hgetall(key(cluster))
+            pipeline.hgetall(_variables_key(cluster))
+            said, variables = pipeline.execute()
+            return (said, variables) if said else None
+
+        head, variables = _patiently(
+            what_the_head_said,
             waiting=f"Waiting for the head, {cluster.head} at {cluster.head_address} …",
             failure=f"The head, {cluster.head} at {cluster.head_address}, has never started: run aurora-cli node start there.",
             say=say,
         )
-    ours = settings(cluster)
-    differing = [
+    differing, advice = _differing(settings(cluster), head), ["Make them alike."]
+    # An older head has said nothing of variables; that its code is another is said already.
+    if variables and (others := _differing(shared(env), variables)):
+        differing += others
+        advice.append(_WHERE_SET)
+        if any(each.startswith(_HAPROXY) for each in others):
+            advice.append(_WITHOUT_HAPROXY)
+    if differing:
+        raise LifecycleError(f"This node differs from its head, {cluster.head}: {'; '.join(differing)}. {' '.join(advice)}")
+
+
+def _differing(ours: Mapping[str, str], head: Mapping[str, str]) -> list[str]:
+    return [
         f"{name}: {ours.get(name, 'nothing')} here, {head.get(name, 'nothing')} there"
         for name in sorted(ours.keys() | head.keys())
         if ours.get(name) != head.get(name)
     ]
-    if differing:
-        raise LifecycleError(f"This node differs from its head, {cluster.head}: {'; '.join(differing)}. Make them alike.")
 
 
 def key(cluster: ClusterFile) -> str:
     """Return the key in the control Redis of what the head said; others of the same cluster begin with it."""
     return f"aurora:cluster:{cluster.name}"
+
+
+def _variables_key(cluster: ClusterFile) -> str:
+    # Apart from the rest, all of which an older node compares, whatever it is.
+    return f"{key(cluster)}:variables"
 
 
 def control_redis(cluster: ClusterFile, *, say: Callable[[str], None]) -> "redis.Redis":
@@ -100,7 +131,7 @@ def control_redis(cluster: ClusterFile, *, say: Callable[[str], None]) -> "redis
     return client
 
 
-def _patiently(ask: Callable[[], T], *, waiting: str, failure: str, say: Callable[[str], None]) -> T:
+def _patiently(ask: Callable[[], T | None], *, waiting: str, failure: str, say: Callable[[str], None]) -> T:
     deadline, said = time.monotonic() + _PATIENCE_S, False
     while True:
         try:

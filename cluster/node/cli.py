@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import cluster_file, redis_primary
+from cluster import cluster_file, redis_primary, units
 from cluster.cluster_file import ClusterFile, NodeSpec
 from cluster.failures import LifecycleError
 from cluster.node import drain as node_drain
@@ -16,7 +16,6 @@ from cluster.node.stop import stop as stop_node
 from cluster.progress import Progress
 from cluster.settings import PROJECT_ROOT, Settings
 from cluster.terminal import out, told_plainly
-from cluster.units import PREFIX
 
 app = typer.Typer(help="This machine as a node of a cluster.", no_args_is_help=True)
 
@@ -66,7 +65,7 @@ def install(
     name: Name = None,
     label: Label = None,
     config: Annotated[Path | None, typer.Option(help="The cluster file; else the one already installed.")] = None,
-    prefix: Annotated[Path, typer.Option(help="Where the node is to live.")] = PREFIX,
+    prefix: Annotated[Path, typer.Option(help="Where the node is to live.")] = units.PREFIX,
     systemd: Annotated[bool, typer.Option("--systemd/--no-systemd", help="Without: touch nothing outside --prefix.")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
 ) -> None:
@@ -81,7 +80,7 @@ def install(
 
 @app.command()
 def stop() -> None:
-    """Stop what `node start` started on this machine; the service manager must not restart it (systemctl stop)."""
+    """Stop what `node start` started here, by its unit where systemd runs it; another service manager must not restart it."""
     with told_plainly():
         stopped = stop_node(Settings())
         print(f"Stopped: Ray and Serve ({stopped} processes)." if stopped else "No node of Aurora runs here.")
@@ -93,7 +92,9 @@ def drain(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it has nothing in hand.")] = True,
     timeout: Annotated[float, typer.Option(min=0, max=3600, help="Seconds for live answers to finish; then they move.")] = 30,
     cancel: Annotated[bool, typer.Option("--cancel", help="Let it stay after all.")] = False,
-    then_stop: Annotated[bool, typer.Option("--stop", help="Then stop it; only on the node itself.")] = False,
+    then_stop: Annotated[
+        bool, typer.Option("--stop", help="Then stop it, by its unit where systemd runs it; only on the node itself.")
+    ] = False,
     config: Config = CLUSTER,
 ) -> None:
     """Let a node leave: Redis's primary moves, live answers finish or move, WebSockets go elsewhere. Then it can be stopped."""
@@ -117,7 +118,10 @@ def drain(
                 raise LifecycleError(f"{name} has nothing in hand any more, but no node runs here: is AURORA_HOME the node's?")
             print(f"{name} is stopped.")
         else:
-            print(f"{name} has nothing in hand any more: it is safe to stop (on {name}: aurora-cli node stop).")
+            unit = (units.HEAD if name == cluster.head else units.WORKER).removesuffix(".service")
+            print(f"{name} has nothing in hand any more: it is safe to stop.")
+            print(f"On {name}: sudo systemctl stop {unit} where systemd runs it, else aurora-cli node stop.")
+            print(f"If it is not stopped, it serves again {node_drain.KEPT_S // 60} minutes after its time was up.")
 
 
 def _this_machine(

@@ -99,20 +99,20 @@ def run(
         raise LifecycleError(f"{cluster.ray.token_file} can be read by others: chmod 600 it.")
     if any(_is_main(process) for process in belonging_to(settings.home)):
         raise LifecycleError("A node of Aurora runs here already: aurora-cli status; aurora-cli node stop.")
+    folder = settings.ray_folder
+    mark = {MARK: mark_of(settings.home, secrets.token_hex(6))}
+    env = environment(cluster, name, node, folder=folder, mark=mark, is_head=is_head)
     if is_head:
-        agreement.publish(cluster, say=say)
+        agreement.publish(cluster, env, say=say)
     else:
-        agreement.check(cluster, say=say)
+        agreement.check(cluster, env, say=say)
         _wait_for_head(cluster, say)
     if end(lambda: belonging_to(settings.home), patience=5):
         raise LifecycleError("What an earlier start left behind does not end: restart the machine.")
     lift(cluster.redis_url, name, say=say)
     node = with_ollama(node, settings.ollama_url, say=say)
     keep_logs(settings)
-    folder = settings.ray_folder
     prepare_folder(folder)
-    mark = {MARK: mark_of(settings.home, secrets.token_hex(6))}
-    env = environment(cluster, name, node, folder=folder, mark=mark, is_head=is_head)
     ray = str(Path(sys.executable).parent / "ray")
     say("Starting Ray …")
     os.chdir(PROJECT_ROOT)

@@ -1,7 +1,12 @@
 """Stopping this machine's node."""
 
+import subprocess
+from pathlib import Path
+
+from cluster import units
 from cluster.down import keep_logs
 from cluster.failures import LifecycleError
+from cluster.node.installation import HOME
 from cluster.processes import belonging_to, end
 from cluster.settings import Settings
 
@@ -9,11 +14,40 @@ from cluster.settings import Settings
 def stop(settings: Settings) -> int:
     """Stop what `node start` started here and return how many processes that were.
 
+    Where systemd runs the node, its unit is stopped: else it would start the node again.
+
     Raises:
-        LifecycleError: something survived even SIGKILL.
+        LifecycleError: systemd refuses, or something survived even SIGKILL.
     """
     found = belonging_to(settings.home)
+    if unit := _unit(settings.home):
+        stopped = _systemctl("stop", unit)
+        if stopped.returncode != 0:
+            complaint = " ".join(stopped.stderr.split()) or f"exit code {stopped.returncode}"
+            raise LifecycleError(f"systemctl stop {unit} failed ({complaint}): sudo systemctl stop {unit}.")
     if left := end(lambda: belonging_to(settings.home), patience=15):
         raise LifecycleError(f"These processes do not end, not even by SIGKILL: {', '.join(str(each.pid) for each in left)}.")
     keep_logs(settings)
     return len(found)
+
+
+def _unit(home: Path) -> str | None:
+    """Return the unit by which systemd runs the node whose home folder is `home`; None where it does not.
+
+    The folder counts, as there may be another node on an installed machine: one of the lab, or of a checkout.
+    """
+    for unit in (units.HEAD, units.WORKER):
+        lines = _systemctl("show", "--property=ActiveState,WorkingDirectory", unit).stdout.splitlines()
+        shown = {name: value for name, _, value in (line.partition("=") for line in lines)}
+        runs = shown.get("ActiveState", "inactive") not in ("inactive", "failed")
+        if runs and (Path(shown["WorkingDirectory"]) / HOME).resolve() == home.resolve():
+            return unit
+    return None
+
+
+def _systemctl(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = ["systemctl", *arguments]
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # not every machine has systemd
+        return subprocess.CompletedProcess(command, 127, "", "it is not on this machine")

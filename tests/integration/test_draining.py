@@ -31,6 +31,7 @@ from tests.support.clients import Device, all_sse, check_whole, paced
 from tests.support.nodes import Node, cluster
 from tests.support.redis_process import RedisProcess, free_port
 from tests.support.stack import Stack
+from tests.support.systemd import Systemd, node_process
 from tests.support.turn_tools import claim, logged, new_turn, open_turn, undisturbed
 from tests.support.waiting import Listening, until
 
@@ -327,11 +328,11 @@ async def test_a_leaving_node_says_so_and_is_as_before_when_it_stays(nodes: Pair
 class Operator:
     """Types commands."""
 
-    def __init__(self, folder: Path, redis_url: str) -> None:
+    def __init__(self, folder: Path, redis_url: str, *, star: str = "192.0.2.1") -> None:
         self._file = folder / "cluster.yaml"
         self._file.write_text(
             f"name: test\nhead: star\nserve_config: serve.yaml\nredis: {{url: '{redis_url}'}}\nray: {{redis: '127.0.0.1:1'}}\n"
-            "nodes: {star: {address: 192.0.2.1}, iceland: {address: 192.0.2.2}}\n"
+            f"nodes: {{star: {{address: {star}}}, iceland: {{address: 192.0.2.2}}}}\n"
         )
 
     async def types(self, *words: str) -> tuple[int, str]:
@@ -349,7 +350,10 @@ async def test_the_command_waits_until_the_node_has_nothing_in_hand(
         await answer.pieces(3)
         code, said = await operator.types("star")
         assert (code, answer.events[-1].type) == (0, "done")
-    assert said.endswith("star has nothing in hand any more: it is safe to stop (on star: aurora-cli node stop).")
+    assert said.endswith(
+        "star has nothing in hand any more: it is safe to stop. On star: sudo systemctl stop aurora-head where systemd runs it, "
+        "else aurora-cli node stop. If it is not stopped, it serves again 15 minutes after its time was up."
+    )
     assert (await operator.types("star", "--cancel"))[1] == "star stays."
     assert (await operator.types("star", "--cancel"))[1] == "star was not leaving."
 
@@ -367,6 +371,28 @@ async def test_the_command_asks_once_and_says_what_it_cannot_do(nodes: Pair, tmp
     await until(alone)
     code, said = await operator.types("iceland")
     assert (code, "No other node serves" in said) == (1, True)
+
+
+async def test_the_command_names_the_unit_of_a_node_that_is_not_the_head(
+    nodes: Pair, tmp_path: Path, redis_server: RedisProcess
+) -> None:
+    code, said = await Operator(tmp_path, redis_server.url).types("iceland")
+    assert (code, "On iceland: sudo systemctl stop aurora-worker where systemd" in said) == (0, True)
+
+
+async def test_the_command_stops_the_node_by_its_unit_where_systemd_runs_it(
+    nodes: Pair, tmp_path: Path, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = tmp_path / "node"
+    monkeypatch.setenv("AURORA_HOME", str(prefix / ".aurora"))
+    with node_process(prefix / ".aurora") as ray:
+        systemd = Systemd(tmp_path / "bin", monkeypatch, unit="aurora-head.service", prefix=prefix, stop=f"kill {ray.pid}")
+        operator = Operator(tmp_path, redis_server.url, star="127.0.0.1")
+        code, said = await operator.types("star", "--stop", "--timeout", "0")
+        assert (code, said.endswith("star is stopped.")) == (0, True), said
+        assert ray.poll() is not None
+    assert systemd.changes == ["stop aurora-head.service"]
+    assert nodes.star.stack.departure.leaving, "it had left before"
 
 
 async def test_what_is_in_hand_are_requests_and_connections_and_not_the_life_of_the_replica(nodes: Pair) -> None:

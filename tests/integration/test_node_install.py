@@ -17,6 +17,7 @@ from cluster import cluster_file, units
 from cluster.cli import app
 from cluster.failures import LifecycleError
 from cluster.node import python_environment
+from cluster.node.agreement import code_digest
 from cluster.node.install import check
 from cluster.node.installation import Installation
 from tests.support.programs import program
@@ -89,6 +90,7 @@ def test_a_node_gets_the_project_its_configuration_its_redis_and_its_units(insta
         assert {path.relative_to(folder): found[path][0] for path in found if path.parts[0] == folder} == {
             path: content for path, (content, _) in wanted.items()
         }
+    assert code_digest(prefix) == code_digest(PROJECT), "it may join a head that runs from the project"
     assert yaml.safe_load(found[Path("configs/cluster.yaml")][0]) == yaml.safe_load(CLUSTER)
     assert {Path("configs/serve.yaml"), Path("configs/personalities/robbie.yaml")} <= found.keys()
     assert b"AURORA_NODE_START=--join aurora --name iceland" in found[Path(".env")][0]

@@ -16,7 +16,7 @@ import yaml
 
 from cluster import cluster_file, redis_conf, units
 from cluster.lab import places
-from cluster.node.environment import environment
+from cluster.node.environment import OF_A_MACHINE, environment
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own, at its import
@@ -24,21 +24,10 @@ with warnings.catch_warnings():
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONTAINER = PROJECT / "cluster" / "container"
-# What a machine needs and a pod does not: KubeRay decides on it, or the folder is another one.
-OF_A_MACHINE = {
-    "AURORA_NODE_ADDRESS",
-    "AURORA_NODE_NAME",
-    "AURORA_NODE_URL",
-    "AURORA_REDIS_URL",
-    "RAY_AUTH_MODE",
-    "RAY_AUTH_TOKEN_PATH",
-    "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR",
-    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC",
-    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH",
-    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE",
-    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE",
-    "RAY_SERVE_HAPROXY_SOCKET_PATH",
-}
+# A pod is told these too, otherwise: by a secret of Kubernetes, and by KubeRay.
+OF_KUBERAY = {"AURORA_REDIS_URL", "RAY_AUTH_MODE"}
+# Of one machine, and yet the same in every pod: they have one image.
+OF_THE_IMAGE = {"AURORA_HAPROXY_BINARY", "RAY_SERVE_HAPROXY_BINARY_PATH"}
 
 
 def project_version() -> str:
@@ -153,7 +142,7 @@ def test_a_pod_is_told_the_same_as_a_machine() -> None:
     told = {name: value for name, value in machine.items() if os.environ.get(name) != value} | {"PYTHONPATH": str(PROJECT)}
     for template in pods():
         env = {entry["name"]: entry.get("value") for entry in template["spec"]["containers"][0]["env"]}
-        for name in told.keys() - OF_A_MACHINE:
+        for name in told.keys() - (OF_A_MACHINE - OF_THE_IMAGE) - OF_KUBERAY:
             ours = told[name].replace(str(PROJECT), "/opt/aurora-node")
             if name == "AURORA_HAPROXY_BINARY":
                 ours = re.sub(r"^.*/site-packages", "/usr/local/lib/python3.11/site-packages", ours)
