@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cluster.failures import LifecycleError
 
+NODE_LABEL = "aurora/node"
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
 CONTROL_REDIS_PORT = 6380
@@ -25,7 +26,14 @@ def _ipv4(value: str) -> str:
     return value
 
 
+def _without_its_name(labels: dict[str, str]) -> dict[str, str]:
+    if NODE_LABEL in labels:
+        raise ValueError(f"{NODE_LABEL} is the node's name and comes by itself: take it out")
+    return labels
+
+
 Address = Annotated[str, AfterValidator(_ipv4)]
+Labels = Annotated[dict[str, str], AfterValidator(_without_its_name)]
 
 
 class _Part(BaseModel):
@@ -36,7 +44,7 @@ class NodeSpec(_Part):
     """One node: where it is, what it has, and which of the cluster's Redis processes live on it."""
 
     address: Address = Field(description="IPv4 address at which the other nodes reach it.")
-    labels: dict[str, str] = Field({}, description="Ray labels, for placing replicas; `aurora/node` comes by itself.")
+    labels: Labels = Field({}, description="Ray labels, for placing replicas; `aurora/node` comes by itself.")
     gpus: Literal["auto"] | int = Field("auto", description="How many GPUs Ray may give away; auto: those found.")
     cpus: Literal["auto"] | int = Field("auto", description="How many CPUs Ray may give away; auto: those found.")
     redis: Literal["primary", "replica"] | None = Field(None, description="Its part in the chat's Redis at the very first.")

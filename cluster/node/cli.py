@@ -142,4 +142,6 @@ def _labels(given: list[str]) -> dict[str, str]:
     labels = dict(each.partition("=")[::2] for each in given)
     if "" in labels or not all(labels.values()):
         raise LifecycleError(f"--label wants KEY=VALUE, not {' '.join(given)}.")
+    if cluster_file.NODE_LABEL in labels:
+        raise LifecycleError(f"{cluster_file.NODE_LABEL} is the node's name and comes by itself: give --name instead.")
     return labels

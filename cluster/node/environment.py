@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.cluster_file import ClusterFile, NodeSpec
+from cluster.cluster_file import NODE_LABEL, ClusterFile, NodeSpec
 from cluster.processes import MARK
 from cluster.ray_environment import common
 from cluster.settings import Settings
@@ -106,7 +106,7 @@ def shared(env: Mapping[str, str]) -> dict[str, str]:
 
 def start_options(cluster: ClusterFile, name: str, node: NodeSpec, *, folder: Path, is_head: bool) -> list[str]:
     """Return the options of `ray start`."""
-    labels = {"aurora/node": name, **node.labels}
+    labels = {NODE_LABEL: name, **node.labels}
     options: dict[str, object] = {
         "node-ip-address": node.address,
         "temp-dir": folder,

@@ -74,6 +74,10 @@ def test_any_one_of_its_machines_may_die_and_redis_has_a_primary_a_replica_and_a
         (changed(nodes={**SMALL["nodes"], "one": {"address": "10.1.0.1", "redis": "primary"}}), ["ray.redis", "control_redis"]),
         (changed(nodes={**SMALL["nodes"], "one": {"address": "one.example"}}), ["nodes.one.address"]),
         (changed(nodes={**SMALL["nodes"], "no name": {"address": "10.1.0.3"}}), ["nodes.no name"]),
+        (
+            changed(nodes={**SMALL["nodes"], "three": {"address": "10.1.0.3", "labels": {"aurora/node": "four"}}}),
+            ["nodes.three.labels", "aurora/node", "take it out"],
+        ),
         (changed(redis={"url": "redis://10.9.0.1"}), ["redis.url", "one, two have"]),
         (changed(prot=8000), ["prot"]),
         (changed(ray={"gcs_prot": 1}), ["ray.gcs_prot"]),
