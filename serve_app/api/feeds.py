@@ -3,9 +3,9 @@
 import asyncio
 from collections import OrderedDict
 
+from serve_app.chat.bus import Subscription
 from serve_app.chat.events import Event
 from serve_app.chat.inbox import Inbox
-from serve_app.chat.turns import Subscription
 
 REMEMBERED = 1_000
 

@@ -22,13 +22,13 @@ from serve_app.api import errors, frames, wire
 from serve_app.api.access import Access
 from serve_app.api.feeds import Feeds
 from serve_app.chat import ids
+from serve_app.chat.bus import Subscription
 from serve_app.chat.drain import GOODBYE_SPREAD_S
 from serve_app.chat.errors import ChatError, InvalidRequest, StoreUnavailable, TurnNotFound
 from serve_app.chat.events import Accepted, Event, is_end
 from serve_app.chat.meter import CONNECTIONS, RESUMES, counted
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask, ChatService
-from serve_app.chat.turns import Subscription
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,11 @@
 """Ending a turn whose holder is gone, or shall go: stop by a user, failure by a router (laws 1 and 3)."""
 
-from serve_app.chat.errors import ChatError
+from serve_app.chat.errors import ChatError, EngineError
 from serve_app.chat.events import End, Failed, Receipt, Stopped
 from serve_app.chat.ids import new_token
 from serve_app.chat.messages import now
 from serve_app.chat.meter import TURNS, UNMEASURED, Meter
-from serve_app.chat.turns import Held, TurnStore, Verdict
+from serve_app.chat.turns import Failure, Held, TurnStore, Verdict
 
 
 async def stop_turn(turns: TurnStore, turn_id: str, *, meter: Meter = UNMEASURED) -> End | None:
@@ -25,7 +25,16 @@ async def fail_turn(
     return await _end(turns, turn_id, held, error, meter)
 
 
-async def _end(turns: TurnStore, turn_id: str, held: Held | Verdict, error: ChatError | None, meter: Meter) -> End | None:
+async def fail_given_back(turns: TurnStore, turn_id: str, *, mine: str, meter: Meter = UNMEASURED) -> End | None:
+    """End a turn that was given back to this router, where nobody else can go on: as failed with what its last run said."""
+    held = await turns.hold(turn_id, token=mine, stopping=False, mine=mine)
+    failure = held.failure if isinstance(held, Held) else None
+    return await _end(turns, turn_id, held, failure or EngineError(), meter)
+
+
+async def _end(
+    turns: TurnStore, turn_id: str, held: Held | Verdict, error: ChatError | Failure | None, meter: Meter
+) -> End | None:
     if isinstance(held, Verdict):
         if held is Verdict.CLOSING:  # it has an end: help whoever stored it to show it
             await turns.announce(turn_id)
@@ -40,6 +49,7 @@ async def _end(turns: TurnStore, turn_id: str, held: Held | Verdict, error: Chat
         "generated_on": held.generated_on,
         "personality": held.personality,
         "pool": held.pool,
+        "model": held.model,
         "attempt": held.attempt,
         "timestamp": now(),
     }
@@ -51,5 +61,5 @@ async def _end(turns: TurnStore, turn_id: str, held: Held | Verdict, error: Chat
     verdict, _ = await turns.finish(held.turn_id, token=held.token, end=end, from_seq=len(texts) + 1)
     if verdict is not Verdict.OK:
         return None
-    meter.count(TURNS, held.personality, held.pool or "none", end.type, error.code if error else "")
+    meter.count(TURNS, held.personality, held.pool or "none", held.model or "none", end.type, error.code if error else "")
     return end

@@ -17,12 +17,17 @@ from serve_app.chat.personalities import Personality
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine is, as data. `language_model` is false for the scripted engine, which only pretends."""
+    """What an engine is, as data. `language_model` is false for the scripted engine, which only pretends.
+
+    `hangs_alone`: what computes its replies is its replica's own, so that one which gets no answer says nothing of the pool's
+    others. Where replicas share a server they hang together.
+    """
 
     kind: str
     model: str
     language_model: bool
     continues_by: str = "text"
+    hangs_alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ class Piece(_Event):
 class Takeover(_Event):
     """A later attempt goes on after piece `after_seq`; not counted in seq.
 
-    `reason`: the attempt before was `lost`, its node is leaving (`moved`), its engine failed (`gave_up`), or could not answer
-    this turn (`unfit`).
+    `reason`: the attempt before was `lost`, its node is leaving (`moved`), its engine failed (`gave_up`), could not answer this
+    turn (`unfit`), or said nothing (`silent`).
     """
 
     type: Literal["takeover"] = "takeover"

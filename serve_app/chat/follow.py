@@ -7,11 +7,12 @@ is the pure part: it knows what was passed on so far, and says what an event mea
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from serve_app.chat.bus import Subscription
 from serve_app.chat.errors import StoreUnavailable
 from serve_app.chat.events import Accepted, End, Event, Piece, Receipt, Rewind, Started, Takeover, is_end
 from serve_app.chat.meter import UNMEASURED, Meter
 from serve_app.chat.stopwatch import Stopwatch
-from serve_app.chat.turns import Snapshot, Subscription, TurnStore
+from serve_app.chat.turns import Snapshot, TurnStore
 
 SILENCE_S = 2.0
 """After so much silence the log is read: pub/sub may have swallowed the very last message."""

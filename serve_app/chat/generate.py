@@ -29,7 +29,7 @@ from serve_app.chat.messages import now
 from serve_app.chat.meter import ATTEMPTS, RUNNING, TAKEOVERS, TURNS, UNMEASURED, Meter
 from serve_app.chat.moving import move
 from serve_app.chat.prompt import build_prompt
-from serve_app.chat.turns import Claim, Plan, TurnStore, Verdict
+from serve_app.chat.turns import Claim, Failure, Plan, TurnStore, Verdict
 from serve_app.chat.writer import Superseded, Writer, window_s
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,8 @@ class Generator:
             replica=self._replica,
             plan=plan,
             window=self._config.history_messages,
-            model=f"{self._engine.info.kind}/{self._model(plan)}",
+            engine=self._engine.info.kind,
+            model=self._model(plan),
         )
         if isinstance(claim, Verdict):
             return claim
@@ -166,11 +167,21 @@ class Generator:
         try:
             async with writer:
                 end = await self._generate(current, claim, run)
-            if (back := _goes_back(end[0], claim.plan)) is not None:
+            error = end[0]
+            if error is not None and (back := _goes_back(error)) is not None:
+                failure = None
                 if back is not Verdict.MOVED:
-                    log.warning("Turn %s, attempt %d: %s Another one goes on.", turn_id, claim.attempt, _said(end[0]))
+                    failure = Failure(error.code, error.message, error.retryable)
+                    log.warning("Turn %s, attempt %d, is given back: %s", turn_id, claim.attempt, error.message)
                 return await move(
-                    self._turns, turn_id, writer, token=run, dispatch=dispatch, gives_up_at=current.gives_up_at, reason=back
+                    self._turns,
+                    turn_id,
+                    writer,
+                    token=run,
+                    dispatch=dispatch,
+                    gives_up_at=current.gives_up_at,
+                    reason=back,
+                    failure=failure,
                 )
             await self._finish(current, claim, end)
         except Superseded as superseded:
@@ -256,7 +267,8 @@ class Generator:
                 continue
             if verdict is Verdict.OK:
                 code = error.code if error else ""
-                self._meter.count(TURNS, claim.plan.personality.name, claim.plan.pool, end.type, code)
+                plan = claim.plan
+                self._meter.count(TURNS, plan.personality.name, plan.pool, self._model(plan), end.type, code)
                 return
             if verdict is not Verdict.EXPECT:
                 raise Superseded(verdict)
@@ -280,6 +292,10 @@ class Generator:
             return Done.model_validate({**facts, "usage": usage})
         return Failed.model_validate({**facts, "code": error.code, "message": error.message, "retryable": error.retryable})
 
+    def _silence(self, limit: float) -> EngineError:
+        kind = EngineUnavailable if self._engine.info.hangs_alone else EngineTimeout
+        return kind(f"The engine produced nothing for {limit:g} s.")
+
     def _model(self, plan: Plan) -> str:
         return plan.model or self._engine.info.model
 
@@ -302,7 +318,7 @@ class Generator:
                 elif self._departure.time_left <= 0:
                     run.interrupt(ReplicaLeaving())
                 elif begun - run.moved_at > limit and not run.writer.closed:
-                    run.interrupt(EngineTimeout(f"The engine produced nothing for {limit:g} s."))
+                    run.interrupt(self._silence(limit))
             with contextlib.suppress(StoreUnavailable):
                 lost = await self._turns.renew([(run.turn_id, run.token) for run in runs])
                 for run in runs:
@@ -312,16 +328,14 @@ class Generator:
             await asyncio.sleep(max(0.05, beat_s - (loop.time() - begun)))
 
 
-def _goes_back(error: ChatError | None, plan: Plan) -> Verdict | None:
-    """Return how a run gives its turn back instead of ending it; None where nobody else could do better."""
+def _goes_back(error: ChatError) -> Verdict | None:
+    """Return how a run gives its turn back to its router, which knows who else is able; None where nobody could do better."""
     if isinstance(error, ReplicaLeaving):
         return Verdict.MOVED
     if isinstance(error, EngineUnavailable):
-        return Verdict.GAVE_UP if plan.spare_replica or plan.spare_pool else None
-    if isinstance(error, EngineTimeout | ContinuationRefused) or type(error) is EngineError:
-        return Verdict.UNFIT if plan.spare_pool else None
+        return Verdict.GAVE_UP
+    if isinstance(error, EngineTimeout):
+        return Verdict.SILENT
+    if isinstance(error, ContinuationRefused) or type(error) is EngineError:
+        return Verdict.UNFIT
     return None  # refused, empty, too late: it would be so everywhere
-
-
-def _said(error: ChatError | None) -> str:
-    return error.message if error else ""

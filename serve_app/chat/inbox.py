@@ -3,8 +3,8 @@
 import asyncio
 from collections import deque
 
+from serve_app.chat.bus import Subscription
 from serve_app.chat.events import Event
-from serve_app.chat.turns import Subscription
 
 LIMIT = 256
 """Batches a slow follower may be behind; beyond, it reads the log: a position, not memory."""

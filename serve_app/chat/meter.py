@@ -1,6 +1,6 @@
 """What Aurora measures of itself: the table of metrics, and the port through which they leave the core.
 
-Reported per turn, per connection and per second, never per piece. Labels are bounded: names of personalities, pools and
+Reported per turn, per connection and per second, never per piece. Labels are bounded: names of personalities, pools, models and
 nodes come from the configuration, everything else is a word of this code; never an id of a client, turn or conversation.
 `docs/metrics.md` says the same for people; a test compares the two.
 """
@@ -40,7 +40,7 @@ TURNS = Metric(
     Kind.COUNTER,
     "turns",
     "Turns that ended. `outcome`: done, failed, stopped; `code`: of what failed, else empty.",
-    ("personality", "pool", "outcome", "code"),
+    ("personality", "pool", "model", "outcome", "code"),
 )
 FIRST_PIECE = Metric(
     "aurora_first_piece_seconds",

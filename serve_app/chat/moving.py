@@ -3,7 +3,7 @@
 import asyncio
 
 from serve_app.chat.errors import StoreUnavailable
-from serve_app.chat.turns import TurnStore, Verdict
+from serve_app.chat.turns import Failure, TurnStore, Verdict
 from serve_app.chat.writer import Superseded, Writer
 
 RETRY_S = 0.25
@@ -18,8 +18,11 @@ async def move(
     dispatch: str,
     gives_up_at: float,
     reason: Verdict = Verdict.MOVED,
+    failure: Failure | None = None,
 ) -> Verdict:
     """Write down what was said and give the turn back to whoever dispatched it with `dispatch`; return `reason`.
+
+    `failure` is that of the engine, for the turn's end where nobody else can go on.
 
     `writer` must have stopped appending. Tries, while the store is away, until the loop's time `gives_up_at`.
 
@@ -30,7 +33,13 @@ async def move(
     while True:
         try:
             verdict, seq = await turns.release(
-                turn_id, token=token, dispatch=dispatch, tail=writer.pieces[sent:], from_seq=sent + 1, reason=reason
+                turn_id,
+                token=token,
+                dispatch=dispatch,
+                tail=writer.pieces[sent:],
+                from_seq=sent + 1,
+                reason=reason,
+                failure=failure,
             )
         except StoreUnavailable:
             if asyncio.get_running_loop().time() > gives_up_at:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from serve_app.chat import ids
+from serve_app.chat.bus import Bus, Subscription
 from serve_app.chat.conversations import Conversation, ConversationStore, Page, Session, SessionStore
 from serve_app.chat.drain import Departure
 from serve_app.chat.ending import stop_turn
@@ -26,7 +27,7 @@ from serve_app.chat.messages import now
 from serve_app.chat.meter import UNMEASURED, Meter
 from serve_app.chat.options import OptionLimits, Options
 from serve_app.chat.personalities import Personalities
-from serve_app.chat.turns import Begun, Bus, NewTurn, RecentTurn, Snapshot, Subscription, TurnStore
+from serve_app.chat.turns import Begun, NewTurn, RecentTurn, Snapshot, TurnStore
 
 log = logging.getLogger(__name__)
 TITLE_LENGTH = 60

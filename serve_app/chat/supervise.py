@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from serve_app.chat.background import Background
 from serve_app.chat.drain import Departure
-from serve_app.chat.ending import fail_turn
+from serve_app.chat.ending import fail_given_back, fail_turn
 from serve_app.chat.errors import (
     AttemptsExhausted,
     ChatError,
@@ -32,7 +32,7 @@ from serve_app.chat.personalities import Personalities, Personality, PoolChoice
 from serve_app.chat.placing import Roster
 from serve_app.chat.turns import BARREN_ATTEMPTS, Due, Plan, TurnStore, Verdict
 
-_GIVEN_BACK = (Verdict.MOVED, Verdict.GAVE_UP, Verdict.UNFIT)
+_GIVEN_BACK = (Verdict.MOVED, Verdict.GAVE_UP, Verdict.UNFIT, Verdict.SILENT)
 
 log = logging.getLogger(__name__)
 
@@ -181,12 +181,16 @@ class Supervisor:
         token, tried, elsewhere, patience = due.token, 0, self._departure.leaving, self._config.unclaimed_beats
         failed: set[str] = set()
         unfit: set[str] = set()
+        given_up = False  # by the engine of its last run
         while True:
             # Where nothing is known of the replicas, a turn that has begun stays with its pool.
             turns = 0 if due.pool else tried
             place = self._roster.place(_chain(personality, due.pool), warm=warm, failed=failed, unfit=unfit, tried=turns)
+            if given_up and not place.replica:  # nobody is known who could do better
+                await fail_given_back(self._turns, due.turn_id, mine=token, meter=self._meter)
+                return
             run = new_token()
-            plan = Plan(place.choice.pool, pinned, place.choice.model, place.spare_replica, place.spare_pool)
+            plan = Plan(place.choice.pool, pinned, place.choice.model)
             self._roster.sent(place.replica)
             try:
                 try:
@@ -221,6 +225,7 @@ class Supervisor:
                     tried += 1
                     await asyncio.sleep(0 if place.spare_replica or place.spare_pool else self._config.retry_s)
                 else:
+                    given_up = False
                     log.warning("Turn %s: attempt %d died; the next one starts.", due.turn_id, again.attempt)
                 due, token = again, again.token
                 error = self._hopeless(due)
@@ -229,11 +234,12 @@ class Supervisor:
                     return
             else:
                 if outcome in _GIVEN_BACK:  # to this router: it goes on at once, where that is possible
-                    log.info("Turn %s was given back (%s) and goes on elsewhere.", due.turn_id, outcome)
+                    log.info("Turn %s was given back (%s).", due.turn_id, outcome)
                     failed.add(place.replica)
-                    if outcome == Verdict.UNFIT:
+                    given_up = outcome != Verdict.MOVED
+                    if outcome in (Verdict.UNFIT, Verdict.SILENT):
                         unfit.add(plan.pool)
-                    else:
+                    if outcome != Verdict.UNFIT:
                         self._roster.shun(place.replica)
                     elsewhere = True
                     due = replace(due, attempt=due.attempt + 1, pool=plan.pool)

@@ -1,13 +1,12 @@
-"""The turn as values, and the ports through which the core reaches what is kept of it.
+"""The turn as values, and the port through which the core reaches what is kept of it.
 
-A turn is one user message and the reply it causes: a record with a log, not a coroutine (design, section 3). These
-ports are implemented in `serve_app.state`; each method is one script there, hence one round trip, all or nothing, and
+A turn is one user message and the reply it causes: a record with a log, not a coroutine (design, section 3). The
+port is implemented in `serve_app.state`; each method is one script there, hence one round trip, all or nothing, and
 idempotent: called again with the same arguments after a lost reply, it changes nothing and answers the same. Where the
 store has replicas, what a method says about a message or an end is on enough of them when it returns (law 8).
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -46,6 +45,8 @@ class Verdict(StrEnum):
     """The replica's engine failed: the turn was given back, and another replica or pool may go on at once."""
     UNFIT = "unfit"
     """The pool's engine cannot answer this turn: it was given back, and another pool may go on at once."""
+    SILENT = "silent"
+    """What the pool's replicas share says nothing: like `UNFIT`, and the replica is to get no turn for a while."""
     EXHAUSTED = "exhausted"
     """Three attempts in a row brought no new piece (law 7)."""
 
@@ -100,15 +101,12 @@ class Plan:
     """How a turn is answered. The personality is pinned at the first claim, and the same for every later attempt (law 5).
 
     Pool and model are the attempt's own, taken from the personality's chain: a later one may go on in another pool where this
-    one is gone. `model` is empty for the pool's own. `spare_replica` and `spare_pool` say whether another replica of the pool, or
-    another pool of the chain, could go on should this one's engine fail.
+    one is gone. `model` is empty for the pool's own.
     """
 
     pool: str
     personality: PinnedPersonality
     model: str = ""
-    spare_replica: bool = False
-    spare_pool: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,9 +172,20 @@ class Swept(NamedTuple):
     lapses_s: float | None
 
 
+class Failure(NamedTuple):
+    """Why a run gave its turn back, as the turn's end says it where nobody else can go on; see `ChatError`."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
 @dataclass(frozen=True)
 class Held:
-    """An open turn, taken over in order to end it: what its end has to say. `pool` is empty before the first claim."""
+    """An open turn, taken over in order to end it: what its end has to say.
+
+    `pool` and `model` are those of the last attempt, empty before the first claim; `failure` is why that gave the turn back.
+    """
 
     turn_id: str
     token: str
@@ -187,6 +196,8 @@ class Held:
     generated_on: str
     attempt: int
     pool: str
+    model: str
+    failure: Failure | None
     pieces: tuple[LoggedPiece, ...]
 
 
@@ -237,12 +248,14 @@ class TurnStore(Protocol):
         plan: Plan,
         window: int,
         replica: str = "",
+        engine: str = "",
         model: str = "",
     ) -> Claim | Verdict:
         """Begin an attempt: exchange the dispatch token for the run's. Only this counts as an attempt (law 7).
 
-        `node` and `replica` say where it runs, `model` which one exactly (its engine's kind too), `window` how many of the last
-        messages the claim brings with it.
+        `node` and `replica` say where it runs, `model` what answers there, `engine` of what kind it is, and `window` how many of
+        the last messages the claim brings with it. Devices are shown the model's name; under another kind of engine it is another
+        model, whatever its name (`Claim.same_model`).
         """
         ...
 
@@ -287,11 +300,12 @@ class TurnStore(Protocol):
         tail: Sequence[LoggedPiece] = (),
         from_seq: int,
         reason: Verdict = Verdict.MOVED,
+        failure: Failure | None = None,
     ) -> tuple[Verdict, int]:
         """Add the last pieces of a run that leaves its turn to another, and give the turn back to whoever has `dispatch`.
 
-        The turn is due at once. An attempt that was `MOVED` does not count as barren; one whose engine failed does, unless it
-        brought a piece. `from_seq` is the seq of the first of `tail`.
+        A turn that was `MOVED` is due at once, and the attempt does not count as barren. With the `failure` of an engine it has a
+        dispatch lease, and the attempt counts unless it brought a piece. `from_seq` is the seq of the first of `tail`.
         """
         ...
 
@@ -328,23 +342,4 @@ class TurnStore(Protocol):
 
     async def delivered(self, turn_id: str) -> None:
         """Note that whoever asked was given the end. Idempotent; where it is lost, the end may be given again."""
-        ...
-
-
-class Subscription(Protocol):
-    """What one listener hears of one client's turns."""
-
-    async def next(self, timeout: float) -> list[Event] | None:
-        """Return the next batch of events, or None when nothing came for `timeout` seconds or something was missed.
-
-        None means: read the log. It comes at once after a resubscription, and when the listener was too slow.
-        """
-        ...
-
-
-class Bus(Protocol):
-    """Live events of a client, best effort: whoever needs them whole reads the log (design, "Following a turn")."""
-
-    def listen(self, client_id: str, *, turn_id: str = "") -> AbstractAsyncContextManager[Subscription]:
-        """Listen to a client's channel; entered only once the subscription is confirmed, or known to be broken."""
         ...

@@ -34,7 +34,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, EngineStatus, Prefix, Prompt
-from serve_app.chat.errors import EngineError, EngineRejected
+from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected
 from serve_app.chat.events import Usage
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
@@ -45,7 +45,7 @@ _STATUS = EngineStatus(models=(_INFO.model,))
 _DRILLS = ("poison-kill", "drill-raise", "drill-hang", "drill-silent")
 _DRILL = re.compile(rf"(?<![\w-])(?:{'|'.join(_DRILLS)})(?![\w-])")
 _WORDS_BEFORE_A_DRILL = 3
-_CHANGED = "the history, the personality or the options of this turn are others than they were."
+_CHANGED = "another engine said it, or the history, the personality or the options of this turn are others than they were."
 _MARK = 6
 """Characters of the run that mark a divergent word: 24 random bits, plenty to tell the attempts of one turn apart."""
 _GRAIN = 0.005
@@ -135,9 +135,12 @@ class ScriptedEngine(Engine):
         whole reply, it yields one piece without text, for the usage.
 
         Raises:
-            EngineRejected: `continue_from` is no beginning of the reply, or the script has no words.
+            ContinuationRefused: `continue_from` is no beginning of the reply, as when another engine said it.
+            EngineRejected: a language model is asked for by its name, or the script has no words.
             EngineError: a drill asked for it.
         """
+        if prompt.model not in ("", _INFO.model):
+            raise EngineRejected(f"This pool has no model {prompt.model}: it speaks from scripts, as {_INFO.model}.")
         drill = self._drill(prompt)
         if drill == "drill-silent":
             return
@@ -185,7 +188,7 @@ def _remaining(words: list[str], said: str) -> list[str]:
         return [f"{word} " for word in words[:-1]] + words[-1:]
     reply = " ".join(words)
     if not reply.startswith(said):
-        raise EngineRejected(f"What was said so far is no beginning of this reply: {_CHANGED}")
+        raise ContinuationRefused(f"What was said so far is no beginning of this reply: {_CHANGED}")
     rest = reply[len(said) :]
     if not rest:
         return []
@@ -200,7 +203,7 @@ def _divergent(words: list[str], said: str, mark: str) -> list[str]:
     begun = said.split()
     fits = len(begun) <= len(words) and all(old.startswith(f"{word}~") for old, word in zip(begun[:-1], words, strict=False))
     if not fits or (begun and not f"{words[len(begun) - 1]}~".startswith(begun[-1][: len(words[len(begun) - 1]) + 1])):
-        raise EngineRejected(f"What was said so far is no beginning of this reply, whatever the marks: {_CHANGED}")
+        raise ContinuationRefused(f"What was said so far is no beginning of this reply, whatever the marks: {_CHANGED}")
     texts = [f"{word}~{mark} " for word in words[len(begun) :]]
     if texts:
         texts[-1] = texts[-1][:-1]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, EngineStatus, Prefix, Prompt
-from serve_app.chat.errors import EngineTimeout, EngineUnavailable
+from serve_app.chat.errors import EngineRejected, EngineUnavailable
 from serve_app.chat.events import Usage
 from serve_app.chat.options import Options
 from serve_app.chat.prompt import fit
@@ -86,8 +86,9 @@ class VllmConfig(BaseModel):
     silence_timeout_s: float = Field(
         20,
         gt=0,
-        description="Seconds between two tokens of a reply after which the engine counts as hung, and another replica goes on. "
-        "(Its death is noticed at once.) Waiting for the first token is bounded by the pool's first_piece_timeout_s.",
+        description="Seconds between two tokens of a reply after which another replica goes on; where no reply got a token "
+        "meanwhile, the engine counts as hung, and Serve replaces its replica. (Its death is noticed at once.) Waiting for the "
+        "first token is bounded by the pool's first_piece_timeout_s.",
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -102,12 +103,20 @@ class VllmEngine(Engine):
 
     def __init__(self, config: VllmConfig) -> None:
         self._config = config
-        self._info = EngineInfo("vllm", config.served_model_name or config.model, language_model=True, continues_by="token_ids")
+        self._info = EngineInfo(
+            "vllm",
+            config.served_model_name or config.model,
+            language_model=True,
+            continues_by="token_ids",
+            hangs_alone=True,
+        )
         self._processes = EngineProcesses()
         self._model: VllmModel | None = None
         self._busy = 0
         self._note = ""
         self._dead = False
+        self._hangs = False
+        self._spoke_at = 0.0
         self._waits: set[asyncio.Timeout] = set()
 
     @property
@@ -137,7 +146,7 @@ class VllmEngine(Engine):
             if not loading.done():
                 raise EngineUnavailable(f"{self._info.model} was not loaded within {self._config.start_timeout_s:g} s.")
             model = loading.result()
-            self._dead = False
+            self._dead = self._hangs = False
             self._processes.watch(self._died)  # before it is tried out: whoever dies from then on is noticed
             await model.try_out()
             self._model = model
@@ -150,8 +159,10 @@ class VllmEngine(Engine):
                 await asyncio.to_thread(self._processes.end)
 
     async def check(self) -> None:
-        """Return if the engine's process lives and vLLM says that it is well."""
+        """Return if the engine's process lives, vLLM says that it is well, and it has not fallen silent."""
         model = self._ready()
+        if self._hangs:
+            raise EngineUnavailable(self._silence())
         try:
             async with asyncio.timeout(_CHECK_S):
                 await model.check()
@@ -190,14 +201,22 @@ class VllmEngine(Engine):
         History that does not fit is left out, oldest first. A reply may take half of the context window, or `max_tokens` if that
         is less; one that asks for more gets what the prompt leaves. Token ids of a stop string, or of characters that were never
         finished, are not yielded: they are made again by whoever goes on.
+
+        Raises:
+            EngineUnavailable: the model is not loaded, its process is gone, or it fell silent.
+            EngineRejected: another model is asked for, the message is too long, or the model does not take it with these options.
+            EngineError: vLLM failed with this request.
         """
+        if prompt.model not in ("", self._info.model):
+            raise EngineRejected(f"This pool has no model {prompt.model}: its one is {self._info.model}.")
         model = self._ready()
         asked = options.max_tokens or self._config.max_tokens
-        room = model.window - min(asked, model.window // 2)
+        window = prompt.personality.window_within(model.window)
+        room = window - min(asked, window // 2)
         prompt = fit(prompt, room=room, count=lambda cut: len(model.render(cut)))
         prompt_ids = model.render(prompt)
         text, said_ids = self._resume(model, prompt_ids, continue_from)
-        left = min(asked, model.window - len(prompt_ids)) - len(said_ids)
+        left = min(asked, window - len(prompt_ids)) - len(said_ids)
         made = 0
         if left > 0 and not text.stopped:
             outputs = model.generate([*prompt_ids, *said_ids], options, left, run)
@@ -205,6 +224,7 @@ class VllmEngine(Engine):
             try:
                 async with contextlib.aclosing(outputs):
                     while not text.stopped and (tokens := await self._next(outputs, first=made == 0)) is not None:
+                        self._spoke_at, self._hangs = asyncio.get_running_loop().time(), False
                         made += tokens.made
                         text.read(tokens.ids)
                         piece, piece_ids = text.take()
@@ -228,7 +248,12 @@ class VllmEngine(Engine):
                     self._waits.discard(wait)
         except TimeoutError as error:
             self._ready()
-            raise EngineTimeout(f"The engine made no token for {self._config.silence_timeout_s:g} s.") from error
+            # Not every reply that waits tells of a hang: vLLM lets some wait for the others when its memory is full.
+            self._hangs = asyncio.get_running_loop().time() - self._spoke_at >= self._config.silence_timeout_s
+            raise EngineUnavailable(self._silence()) from error
+
+    def _silence(self) -> str:
+        return f"The engine made no token for {self._config.silence_timeout_s:g} s."
 
     def _resume(self, model: VllmModel, prompt_ids: Sequence[int], said: Prefix) -> tuple[TokenText, Sequence[int]]:
         """Return the reader of the reply after what was said, and the ids of that: the logged ones if they say it."""

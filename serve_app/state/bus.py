@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator
 
 import orjson
 
+from serve_app.chat.bus import Bus, Subscription
 from serve_app.chat.events import parse_event
 from serve_app.chat.inbox import Inbox
 from serve_app.chat.meter import REDIS_RECONNECTS, UNMEASURED, Meter
-from serve_app.chat.turns import Bus, Subscription
 from serve_app.state.connection import Connection, Redis, is_away, listening_connection
 from serve_app.state.keys import CLIENT_CHANNEL
 

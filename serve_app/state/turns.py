@@ -15,6 +15,7 @@ from serve_app.chat.turns import (
     Begun,
     Claim,
     Due,
+    Failure,
     Held,
     LoggedPiece,
     NewTurn,
@@ -67,7 +68,17 @@ class RedisTurns(TurnStore):
         return Begun(turn_id, conversation_id, int(seq), personality, attached=how == "attached", warm=warm)
 
     async def claim(
-        self, turn_id: str, *, dispatch: str, run: str, node: str, plan: Plan, window: int, replica: str = "", model: str = ""
+        self,
+        turn_id: str,
+        *,
+        dispatch: str,
+        run: str,
+        node: str,
+        plan: Plan,
+        window: int,
+        replica: str = "",
+        engine: str = "",
+        model: str = "",
     ) -> Claim | Verdict:
         """See `TurnStore.claim`."""
         personality = plan.personality
@@ -81,8 +92,8 @@ class RedisTurns(TurnStore):
             personality.name,
             personality.version,
             replica,
-            plan.model,
             model,
+            f"{engine}/{model}",
         )
         reply = await self._scripts.run("claim", *fixed, "")
         if reply[0] == b"describe":
@@ -167,11 +178,13 @@ class RedisTurns(TurnStore):
         tail: Sequence[LoggedPiece] = (),
         from_seq: int,
         reason: Verdict = Verdict.MOVED,
+        failure: Failure | None = None,
     ) -> tuple[Verdict, int]:
         """See `TurnStore.release`. Fails at once where Redis is away, like `append`."""
+        why = "" if failure is None else _json(failure._asdict())
         pieces = _pairs(turn_id, tail)
         return _verdict(
-            await self._scripts.run("release", turn_id, token, dispatch, reason.value, from_seq, *pieces, patience_s=0)
+            await self._scripts.run("release", turn_id, token, dispatch, reason.value, why, from_seq, *pieces, patience_s=0)
         )
 
     async def hand_over(self, held: Sequence[tuple[str, str]]) -> None:
@@ -185,9 +198,12 @@ class RedisTurns(TurnStore):
         how = reply[0].decode()
         if how != "ok":
             return Verdict(how)
-        client_id, conversation_id, personality, node, generated_on, attempt, pool = _texts(reply[1:8])
-        pieces = _pieces(reply[8:])
-        return Held(turn_id, token, client_id, conversation_id, personality, node, generated_on, int(attempt), pool, pieces)
+        client_id, conversation_id, personality, node, generated_on, attempt, pool, model = _texts(reply[1:9])
+        return Held(
+            turn_id, token, client_id, conversation_id, personality, node, generated_on, int(attempt), pool, model,
+            failure=Failure(**orjson.loads(reply[9])) if reply[9] else None,
+            pieces=_pieces(reply[10:]),
+        )  # fmt: skip
 
     async def redispatch(self, turn_id: str, *, dispatch: str, run: str, token: str) -> Due | Verdict:
         """See `TurnStore.redispatch`."""

@@ -6,12 +6,12 @@ The subclass gives the fixture `engine`, and whatever else its engine needs; it 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 
 from serve_app.chat.engine import Engine, EnginePiece, Prefix, Prompt, PromptMessage
-from serve_app.chat.errors import ContinuationRefused, EngineError
+from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected
 from serve_app.chat.events import Usage
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
@@ -53,11 +53,11 @@ def cuts(engine: Engine, pieces: list[EnginePiece]) -> list[Prefix]:
     return [Prefix(whole[:cut]) for cut in range(len(whole) + 1)]
 
 
-class EngineContract:
-    """The promises. Fixture to give: `engine` (started). To adjust: `prompt`, `options`, `refused`, `idle`, `pace`, `silence`."""
+class AnyEngineContract:
+    """The promises of every engine, also of one whose reply to the same prompt may be another one each time.
 
-    repeatable: ClassVar[bool] = True
-    """The same prompt has the same reply, so that a continuation can be compared with it to the letter."""
+    Fixture to give: `engine` (started). To adjust: `prompt`, `options`, `refused`, `idle`, `pace`, `silence`.
+    """
 
     @pytest.fixture
     def engine(self) -> Engine:
@@ -117,30 +117,6 @@ class EngineContract:
         assert isinstance(pieces[-1].usage, Usage)
         assert pieces[-1].usage.completion_tokens > 0
 
-    async def test_a_reply_in_two_readings_is_the_same(self, engine: Engine, prompt: Prompt, options: Options) -> None:
-        if not self.repeatable:
-            pytest.skip("this engine does not promise it")
-        assert text_of(await said_by(engine, prompt, options)) == text_of(await said_by(engine, prompt, options, run="another"))
-
-    async def test_cut_anywhere_a_continuation_is_the_rest_to_the_letter(
-        self, engine: Engine, prompt: Prompt, options: Options
-    ) -> None:
-        if not self.repeatable:
-            pytest.skip("this engine does not promise it")
-        pieces = await said_by(engine, prompt, options)
-        whole = text_of(pieces)
-        assert not whole.isascii()
-        for number, said in enumerate(cuts(engine, pieces)):
-            assert said.text + text_of(await said_by(engine, prompt, options, said, run=f"run{number}")) == whole
-
-    async def test_a_continuation_of_the_whole_reply_says_nothing(self, engine: Engine, prompt: Prompt, options: Options) -> None:
-        if not self.repeatable:
-            pytest.skip("this engine does not promise it")
-        whole = cuts(engine, await said_by(engine, prompt, options))[-1]
-        rest = await said_by(engine, prompt, options, whole)
-        assert text_of(rest) == ""
-        assert len(rest) <= 1
-
     async def test_closing_early_stops_the_work_and_the_next_reply_is_whole(
         self, engine: Engine, prompt: Prompt, options: Options
     ) -> None:
@@ -167,12 +143,6 @@ class EngineContract:
             await reader
         assert await self.idle(engine)
 
-    async def test_replies_at_the_same_time_do_not_mix(self, engine: Engine, prompt: Prompt, options: Options) -> None:
-        if not self.repeatable:
-            pytest.skip("this engine does not promise it")
-        replies = await asyncio.gather(*(said_by(engine, prompt, options, run=f"r{n}") for n in range(8)))
-        assert len({text_of(reply) for reply in replies}) == 1
-
     async def test_a_piece_is_whole_characters(self, engine: Engine, prompt: Prompt, options: Options) -> None:
         pieces = await said_by(engine, prompt, options)
         assert "".join(piece.text.encode().decode() for piece in pieces) == text_of(pieces)
@@ -195,9 +165,43 @@ class EngineContract:
                 await said_by(engine, prompt, options, prefix)
             assert caught.value.message
 
+    async def test_its_model_may_be_asked_for_by_name_and_any_other_is_refused_before_a_word(
+        self, engine: Engine, prompt: Prompt, options: Options
+    ) -> None:
+        """Else a reply would be shown as that of a model that never spoke, and its token ids taken for that model's."""
+        assert text_of(await said_by(engine, replace(prompt, model=engine.info.model), options)).strip()
+        with pytest.raises(EngineRejected, match="no-such-model"):
+            await said_by(engine, replace(prompt, model="no-such-model"), options)
+
     async def test_check_start_and_close_may_come_twice(self, engine: Engine) -> None:
         await engine.start()
         await engine.check()
         await engine.check()
         await engine.close()
         await engine.close()
+
+
+class EngineContract(AnyEngineContract):
+    """All the promises: the same prompt has the same reply, so a continuation is compared with it to the letter."""
+
+    async def test_a_reply_in_two_readings_is_the_same(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        assert text_of(await said_by(engine, prompt, options)) == text_of(await said_by(engine, prompt, options, run="another"))
+
+    async def test_cut_anywhere_a_continuation_is_the_rest_to_the_letter(
+        self, engine: Engine, prompt: Prompt, options: Options
+    ) -> None:
+        pieces = await said_by(engine, prompt, options)
+        whole = text_of(pieces)
+        assert not whole.isascii()
+        for number, said in enumerate(cuts(engine, pieces)):
+            assert said.text + text_of(await said_by(engine, prompt, options, said, run=f"run{number}")) == whole
+
+    async def test_a_continuation_of_the_whole_reply_says_nothing(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        whole = cuts(engine, await said_by(engine, prompt, options))[-1]
+        rest = await said_by(engine, prompt, options, whole)
+        assert text_of(rest) == ""
+        assert len(rest) <= 1
+
+    async def test_replies_at_the_same_time_do_not_mix(self, engine: Engine, prompt: Prompt, options: Options) -> None:
+        replies = await asyncio.gather(*(said_by(engine, prompt, options, run=f"r{n}") for n in range(8)))
+        assert len({text_of(reply) for reply in replies}) == 1

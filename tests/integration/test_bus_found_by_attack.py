@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from serve_app.chat.bus import Subscription
 from serve_app.chat.events import Event
-from serve_app.chat.turns import Subscription
 from serve_app.state import bus as bus_module
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack

@@ -1,5 +1,6 @@
 """A personality's chain of pools: what is away, full, slow or broken is passed over, and the answer is one answer still."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,12 +8,13 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineUnavailable
-from serve_app.chat.events import Done, Event, Failed, Started, Takeover
-from serve_app.chat.options import Options
+from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineTimeout, EngineUnavailable
+from serve_app.chat.events import Done, Event, Failed, Started, Stopped, Takeover
+from serve_app.chat.options import PersonalityOptions
 from serve_app.chat.personalities import Personalities, PoolChoice
 from serve_app.chat.replicas import ReplicaStatus
 from serve_app.chat.service import Ask
+from serve_app.engines import ScriptedConfig, ScriptedEngine
 from tests.support.mesh import TEXT, WORDS, Mesh, Replica, Wordy
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack, personalities
@@ -24,7 +26,7 @@ CHAIN = (PoolChoice(pool="gpu"), PoolChoice(pool="ollama", model="small"))
 
 
 def people(chain: tuple[PoolChoice, ...] = CHAIN) -> Personalities:
-    robbie = personalities().get("robbie").model_copy(update={"pools": chain, "options": Options(temperature=0.3)})
+    robbie = personalities().get("robbie").model_copy(update={"pools": chain, "options": PersonalityOptions(temperature=0.3)})
     return Personalities([robbie])
 
 
@@ -52,13 +54,32 @@ async def test_the_first_pool_answers_and_everybody_is_told_which_pool_model_and
         end = ends(events)
         assert (end.pool, end.model, end.generated_on) == ("gpu", "large", "star")
         started = next(event for event in events if isinstance(event, Started))
-        assert (started.pool, started.replica, started.node) == ("gpu", "g1", "star")
+        assert (started.pool, started.model, started.replica, started.node) == ("gpu", "large", "g1", "star")
         page = await stack.service.history(end.conversation_id, limit=10)
         assert (page.messages[-1].pool, page.messages[-1].model, page.messages[-1].generated_on) == ("gpu", "large", "star")
         async with stack.serving() as base, httpx.AsyncClient(base_url=base) as http:
             said = (await http.post("/api/chat", json={"client_id": "bob", "message": "Hello"})).json()
         assert (said["pool"], said["model"], said["generated_on"]) == ("gpu", "large", "star")
     assert mesh.calls == ["g1", "g1"]
+
+
+async def test_what_is_stopped_says_which_pool_model_and_node_made_it(redis_server: RedisProcess) -> None:
+    engine, made_by = Wordy("large", pause_s=0.2), ("gpu", "large", "star")
+    async with aurora(redis_server, Replica("g1", "gpu", engine)) as (stack, _):
+        async with Listening(stack.service.ask(Ask(client_id="ann", message="Hello"))) as heard:
+            await stack.service.stop((await heard.first("piece")).turn_id)
+            stopped = (await heard.end())[-1]
+        assert isinstance(stopped, Stopped)
+        assert (stopped.pool, stopped.model, stopped.generated_on) == made_by
+        stored = (await stack.service.history(stopped.conversation_id, limit=10)).messages[-1]
+        assert (stored.status, stored.pool, stored.model, stored.generated_on) == ("stopped", *made_by)
+        async with stack.serving() as base, httpx.AsyncClient(base_url=base) as http:
+            asked = asyncio.create_task(http.post("/api/chat", json={"client_id": "bob", "message": "Hello"}))
+            await until(lambda: len(engine.prompts) == 2)
+            (turn,) = await stack.turns.recent_turns("bob")
+            await stack.service.stop(turn.turn_id)
+            said = (await asked).json()
+    assert (said["status"], said["pool"], said["model"], said["generated_on"]) == ("stopped", *made_by)
 
 
 async def test_a_pool_whose_machine_sleeps_costs_nothing_and_is_used_again_once_it_is_awake(redis_server: RedisProcess) -> None:
@@ -91,7 +112,7 @@ async def test_a_machine_that_dies_before_its_record_ends_costs_one_call_and_the
     ("engine", "reason"),
     [
         pytest.param(Wordy("large", fails=EngineUnavailable("The server is gone.")), "gave_up", id="unavailable"),
-        pytest.param(Wordy("large", hangs=True), "unfit", id="first-piece-timeout"),
+        pytest.param(Wordy("large", hangs=True), "silent", id="first-piece-timeout"),
         pytest.param(Wordy("large", fails=EngineError("500")), "unfit", id="broken"),
     ],
 )
@@ -129,12 +150,34 @@ async def test_after_the_first_piece_the_next_pool_continues_by_the_text_and_not
     assert (prefix.text, prefix.token_ids) == ("".join(WORDS[:5]), ()), "another model's token ids mean nothing"
 
 
+@pytest.mark.parametrize(
+    ("engine", "next_one"),
+    [
+        pytest.param(Wordy("large", hangs=True, after=3), "g2", id="silent"),
+        pytest.param(Wordy("large", fails=EngineTimeout("The server hangs."), after=3), "g2", id="the engine says so"),
+        pytest.param(Wordy("large", fails=EngineError("500"), after=3), "g1", id="broken"),
+    ],
+)
+async def test_a_server_that_is_silent_hands_the_turn_to_the_next_pool_and_its_replica_gets_none_for_a_while(
+    redis_server: RedisProcess, engine: Wordy, next_one: str
+) -> None:
+    replicas = Replica("g1", "gpu", engine, node="aurora"), Replica("g2", "gpu", Wordy("large")), Replica("o1", "ollama", Wordy())
+    async with aurora(redis_server, *replicas) as (stack, mesh):
+        assert ends(await answer(stack)).pool == "ollama"
+        engine.hangs, engine.fails = False, None
+        assert ends(await answer(stack, "Again")).pool == "gpu"
+    assert mesh.calls == ["g1", "o1", next_one]
+
+
 async def test_another_replica_of_the_same_pool_goes_on_by_token_ids(redis_server: RedisProcess) -> None:
     broken, well = Wordy("large", fails=EngineUnavailable("Gone."), after=5, ids=True), Wordy("large", ids=True)
     replicas = Replica("g1", "gpu", broken, node="aurora"), Replica("g2", "gpu", well), Replica("o1", "ollama", Wordy())
     async with aurora(redis_server, *replicas) as (stack, mesh):
-        end = ends(await answer(stack))
+        events = await answer(stack)
+    end = ends(events)
     assert (end.pool, end.model, end.attempt, end.generated_on) == ("gpu", "large", 2, "star")
+    takeover = next(event for event in events if isinstance(event, Takeover))
+    assert (takeover.pool, takeover.model, takeover.replica) == ("gpu", "large", "g2")
     assert well.prompts[0][2].token_ids == tuple(range(5))
     assert mesh.calls == ["g1", "g2"]
 
@@ -159,6 +202,28 @@ async def test_a_pool_that_cannot_continue_hands_on_to_one_that_can(redis_server
     assert mesh.calls == ["g1", "g2", "o1"]
 
 
+async def test_scripted_does_not_go_on_with_what_a_model_said_and_hands_on_to_a_pool_that_can(redis_server: RedisProcess) -> None:
+    stops = Replica("g1", "gpu", Wordy("large", fails=EngineUnavailable("Gone."), after=4))
+    script = Replica("s1", "scripted", ScriptedEngine(ScriptedConfig()))
+    chain = PoolChoice(pool="gpu"), PoolChoice(pool="scripted"), PoolChoice(pool="ollama")
+    async with aurora(redis_server, stops, script, Replica("o1", "ollama", Wordy()), people=people(chain)) as (stack, mesh):
+        end = ends(await answer(stack))
+    assert (end.pool, end.attempt) == ("ollama", 3)
+    assert mesh.calls == ["g1", "s1", "o1"]
+
+
+async def test_where_scripted_is_the_last_resort_a_broken_answer_fails_as_one_that_may_be_asked_for_again(
+    redis_server: RedisProcess,
+) -> None:
+    stops = Replica("g1", "gpu", Wordy("large", fails=EngineUnavailable("Gone."), after=4))
+    script = Replica("s1", "scripted", ScriptedEngine(ScriptedConfig()))
+    chain = PoolChoice(pool="gpu"), PoolChoice(pool="scripted")
+    async with aurora(redis_server, stops, script, people=people(chain)) as (stack, _):
+        end = (await answer(stack))[-1]
+    assert isinstance(end, Failed)
+    assert (end.code, end.retryable, end.content) == ("continuation_refused", True, "".join(WORDS[:4]))
+
+
 async def test_where_nobody_can_continue_the_turn_fails_once_and_what_was_said_stays_as_it_was(
     redis_server: RedisProcess,
 ) -> None:
@@ -173,6 +238,57 @@ async def test_where_nobody_can_continue_the_turn_fails_once_and_what_was_said_s
         page = await stack.service.history(end.conversation_id, limit=10)
         assert [(m.content, m.status) for m in page.messages[1:]] == [("".join(WORDS[:4]), "failed")]
     assert mesh.calls == ["g1", "g2"]
+
+
+@pytest.mark.parametrize(
+    ("late", "error"),
+    [
+        pytest.param(Replica("o1", "ollama", Wordy()), EngineUnavailable("Gone."), id="a-pool"),
+        pytest.param(Replica("o1", "ollama", Wordy()), EngineError("500"), id="a-pool-for-a-broken-one"),
+        pytest.param(Replica("g2", "gpu", Wordy("large")), EngineUnavailable("Gone."), id="a-replica"),
+    ],
+)
+async def test_who_came_up_since_the_turn_was_sent_goes_on_where_its_engine_fails(
+    redis_server: RedisProcess, late: Replica, error: EngineError
+) -> None:
+    stops = Wordy("large", fails=error, after=6, pause_s=0.2)
+    async with aurora(redis_server, Replica("g1", "gpu", stops, node="aurora"), late) as (stack, mesh):
+        await mesh.sleep(late.name)
+        await until(lambda: not stack.roster.place([PoolChoice(pool=late.pool)], failed={"g1"}).replica)
+        async with Listening(stack.service.ask(Ask(client_id="ann", message="Hello"))) as heard:
+            await heard.first("piece")
+            await mesh.wake(late.name)
+            end = ends(await heard.end())
+    assert (end.pool, end.attempt) == (late.pool, 2)
+    assert mesh.calls == ["g1", late.name]
+
+
+async def test_a_silent_server_of_the_only_pool_fails_its_turn_and_the_next_one_goes_to_another_replica(
+    redis_server: RedisProcess,
+) -> None:
+    hangs = Replica("g1", "gpu", Wordy("large", hangs=True, after=3), node="aurora")
+    async with aurora(redis_server, hangs, Replica("g2", "gpu", Wordy("large"))) as (stack, mesh):
+        end = (await answer(stack))[-1]
+        assert isinstance(end, Failed)
+        assert (end.code, end.content, end.attempt) == ("engine_timeout", "".join(WORDS[:3]), 1)
+        ends(await answer(stack, "Again"))
+    assert mesh.calls == ["g1", "g2"]
+
+
+async def test_a_turn_whose_engine_fails_while_nobody_supervises_it_has_its_end_once_all_the_same(
+    redis_server: RedisProcess,
+) -> None:
+    fails = Wordy("large", fails=EngineUnavailable("Gone."), after=3, pause_s=0.2)
+    async with aurora(redis_server, Replica("g1", "gpu", fails)) as (other, mesh):
+        async with Stack(redis_server.url, pools=mesh, people=people()) as stack:
+            begun = await stack.service.begin(Ask(client_id="ann", message="Hello"))
+            await until(lambda: fails.prompts)
+        async with Listening(other.service.follow(begun.turn_id)) as heard:  # its router is gone
+            events = await heard.end()
+    end = events[-1]
+    assert isinstance(end, Failed)
+    assert (end.code, end.message, end.attempt, end.content) == ("engine_unavailable", "Gone.", 2, "".join(WORDS[:6]))
+    assert Assembled.of(events).text == end.content
 
 
 @pytest.mark.parametrize(
@@ -198,12 +314,12 @@ async def test_what_one_engine_refuses_is_not_carried_through_all_pools(redis_se
 
 
 async def test_a_turn_that_every_engine_gives_up_ends_after_three_attempts(redis_server: RedisProcess) -> None:
-    replicas = [Replica(f"g{n}", "gpu", Wordy("large", fails=EngineUnavailable("Gone."))) for n in range(5)]
-    async with aurora(redis_server, *replicas) as (stack, mesh):
+    engines = [Wordy("large", fails=EngineUnavailable("Gone.")) for _ in range(5)]
+    async with aurora(redis_server, *(Replica(f"g{n}", "gpu", each) for n, each in enumerate(engines))) as (stack, _):
         end = (await answer(stack))[-1]
     assert isinstance(end, Failed)
-    assert end.code == "attempts_exhausted"
-    assert sum(len(each.engine.prompts) for each in mesh.replicas) == 3
+    assert (end.code, end.pool, end.model) == ("attempts_exhausted", "gpu", "large")
+    assert sum(len(each.prompts) for each in engines) == 3
 
 
 async def test_a_full_pool_hands_on_and_a_failing_one_is_not_asked(redis_server: RedisProcess) -> None:

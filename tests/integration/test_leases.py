@@ -11,7 +11,7 @@ import pytest
 from serve_app.chat.errors import EngineUnavailable, TurnNotFound
 from serve_app.chat.events import Event
 from serve_app.chat.supervise import Supervisor, SupervisorConfig
-from serve_app.chat.turns import BARREN_ATTEMPTS, LEASE_MS, Due, Plan, Snapshot, Verdict
+from serve_app.chat.turns import BARREN_ATTEMPTS, LEASE_MS, Due, Failure, Held, Plan, Snapshot, Verdict
 from serve_app.state.turns import RedisTurns
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import personalities
@@ -33,6 +33,7 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.integration
 FAST = SupervisorConfig(beat_s=0.05, retry_s=0.02, unclaimed_beats=1_000)
+FAILURE = Failure("engine_error", "The engine failed.", True)
 HURRIED = SupervisorConfig(beat_s=0.05, retry_s=0.02, unclaimed_beats=2)
 
 
@@ -318,3 +319,31 @@ async def _ended(at: Store, turn_id: str) -> Snapshot:
         return snapshot if snapshot.end else None
 
     return cast("Snapshot", await until(ended, 10))
+
+
+async def test_a_turn_that_an_engine_gave_up_is_its_routers_for_a_lease_and_then_due(redis_server: RedisProcess) -> None:
+    async with store(redis_server.url, clock=FAKE_CLOCK) as at:
+        await at.set_clock(NOON)
+        await at.turns.sweep(token="first", batch=9)
+        turn = await open_turn(at)
+        await at.set_clock(NOON + 1_000)
+        await at.turns.release(
+            turn.turn_id, token=turn.run, dispatch=turn.dispatch, from_seq=1, reason=Verdict.GAVE_UP, failure=FAILURE
+        )
+        for ms in (1_000, 2_500, 1_000 + LEASE_MS - 1):
+            await at.set_clock(NOON + ms)
+            assert (await at.turns.sweep(token="early", batch=9)).due == []
+        await at.set_clock(NOON + 1_000 + LEASE_MS)
+        (due,) = (await at.turns.sweep(token="late", batch=9)).due
+        assert (due.turn_id, due.attempt, due.barren) == (turn.turn_id, 1, 1)
+
+
+async def test_the_failure_of_an_attempt_is_forgotten_with_the_next_one(at: Store) -> None:
+    turn = await open_turn(at)
+    await at.turns.release(
+        turn.turn_id, token=turn.run, dispatch=turn.dispatch, from_seq=1, reason=Verdict.UNFIT, failure=FAILURE
+    )
+    await claim(at, turn.turn_id, turn.dispatch)
+    held = await at.turns.hold(turn.turn_id, token="stop", stopping=True)
+    assert isinstance(held, Held)
+    assert held.failure is None

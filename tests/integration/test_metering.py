@@ -44,9 +44,9 @@ async def ended(tally: Tally) -> dict[tuple[str, ...], int]:
     return await until(turns)
 
 
-async def test_a_turn_is_counted_once_with_personality_pool_and_outcome(measured: Stack, tally: Tally) -> None:
+async def test_a_turn_is_counted_once_with_personality_pool_model_and_outcome(measured: Stack, tally: Tally) -> None:
     await whole(measured.service.ask(Ask(client_id="ann", message=MESSAGE, personality="kristina")))
-    assert await ended(tally) == {("kristina", "scripted", "done", ""): 1}
+    assert await ended(tally) == {("kristina", "scripted", "scripted-1", "done", ""): 1}
     assert tally.counts[("aurora_attempts", "scripted", "scripted-1")] == 1
     assert tally.counts[("aurora_takeovers", "scripted")] == 0
     (first,) = tally.values[("aurora_first_piece_seconds",)]
@@ -77,7 +77,7 @@ async def test_a_takeover_is_counted_with_the_pause_that_the_follower_saw(measur
         await heard.end()
     assert tally.counts[("aurora_attempts", "scripted", "scripted-1")] == 2
     assert tally.counts[("aurora_takeovers", "scripted")] == 1
-    assert await ended(tally) == {("robbie", "scripted", "done", ""): 1}
+    assert await ended(tally) == {("robbie", "scripted", "scripted-1", "done", ""): 1}
     (pause,) = tally.values[("aurora_takeover_pause_seconds",)]
     assert 0 < pause < 5
 
@@ -88,19 +88,19 @@ async def test_a_stopped_turn_is_counted_once_however_often_it_is_stopped(measur
         await asyncio.gather(*(measured.service.stop(turn_id) for _ in range(3)))
         await heard.end()
     await until(lambda: not measured.generator.running)
-    assert await ended(tally) == {("robbie", "scripted", "stopped", ""): 1}
+    assert await ended(tally) == {("robbie", "scripted", "scripted-1", "stopped", ""): 1}
 
 
-async def test_a_turn_that_nobody_claimed_has_no_pool_when_it_is_stopped(measured: Stack, tally: Tally) -> None:
+async def test_a_turn_that_nobody_claimed_has_no_pool_and_no_model_when_it_is_stopped(measured: Stack, tally: Tally) -> None:
     new = new_turn()
     await measured.turns.begin(new)
     await measured.service.stop(new.turn_id)
-    assert await ended(tally) == {("robbie", "none", "stopped", ""): 1}
+    assert await ended(tally) == {("robbie", "none", "none", "stopped", ""): 1}
 
 
 async def test_a_failed_turn_is_counted_with_its_code(measured: Stack, tally: Tally) -> None:
     await whole(measured.service.ask(Ask(client_id="ann", message="drill-raise")))
-    assert await ended(tally) == {("robbie", "scripted", "failed", EngineError.code): 1}
+    assert await ended(tally) == {("robbie", "scripted", "scripted-1", "failed", EngineError.code): 1}
 
 
 async def test_connections_are_counted_while_they_are_open(measured: Stack, tally: Tally) -> None:

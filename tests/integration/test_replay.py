@@ -15,9 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve_app.chat.bus import Subscription
 from serve_app.chat.events import Event, Piece, parse_event
 from serve_app.chat.follow import follow
-from serve_app.chat.turns import BARREN_ATTEMPTS, Subscription
+from serve_app.chat.turns import BARREN_ATTEMPTS
 from tests.support.redis_process import RedisProcess
 from tests.support.turn_tools import (
     Assembled,

@@ -15,7 +15,7 @@ import serve_app.state
 from serve_app.chat.errors import ChatError
 from serve_app.chat.events import Queued
 from serve_app.chat.nodes import NodeRecord
-from serve_app.chat.turns import RecentTurn, Verdict
+from serve_app.chat.turns import Failure, Held, RecentTurn, Verdict
 from serve_app.state.drain import RedisDrains
 from serve_app.state.nodes import RedisNodes
 from serve_app.state.scripts import Scripts
@@ -179,7 +179,7 @@ async def lead_a_life(at: Store) -> None:
     await turns.claim(new.turn_id, dispatch=due.token, run="run-4", node="star", plan=plan(), window=60)
     await turns.read(new.turn_id, after=2)
 
-    # One whose run gives it back, as its node is leaving, and one that its router hands over unclaimed.
+    # One whose run gives it back, as its node is leaving, one whose engine failed, and one that its router hands over unclaimed.
     await drains.look("star", replica="Inference a", in_hand=1)
     await at.redis.set("aurora:node:star:drain", json.dumps({"until_ms": NOON + 3_600_000}))
     await drains.look("star", replica="Inference a", in_hand=1)
@@ -194,6 +194,21 @@ async def lead_a_life(at: Store) -> None:
     await claim(at, moved.turn_id, moved.dispatch, "run-7")
     await turns.finish(moved.turn_id, token="run-7", end=ending(moved.turn_id, ["Hel", "lo"]), from_seq=3)
     await turns.release(moved.turn_id, token="run-7", dispatch=moved.dispatch, from_seq=3)
+    broken, failure = await open_turn(at, client_id="mo"), Failure("engine_error", "The engine failed.", True)
+    await turns.release(
+        broken.turn_id,
+        token=broken.run,
+        dispatch=broken.dispatch,
+        tail=logged(["Hm"]),
+        from_seq=1,
+        reason=Verdict.UNFIT,
+        failure=failure,
+    )
+    held = await turns.hold(broken.turn_id, token=broken.dispatch, stopping=False, mine=broken.dispatch)
+    assert isinstance(held, Held)
+    assert held.failure == failure
+    end = ending(broken.turn_id, ["Hm"], status="failed")
+    await turns.finish(broken.turn_id, token=broken.dispatch, end=end, from_seq=2)
     queueing = new_turn(client_id="mo")
     await turns.begin(queueing)
     await turns.hand_over([(queueing.turn_id, queueing.token), (moved.turn_id, "run-7"), ("turn_unknown", "x")])

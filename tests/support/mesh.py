@@ -87,7 +87,7 @@ class Replica:
 
     name: str
     pool: str
-    engine: Wordy
+    engine: Engine
     node: str = "star"
     status: ReplicaStatus = ReplicaStatus.READY
     dead: bool = False

@@ -78,7 +78,7 @@ async def test_gauges_are_told_again_because_rays_agent_forgets_them(monkeypatch
         again.clear()
 
 
-@pytest.mark.parametrize("labels", [(), ("robbie",), ("robbie", "scripted", "done", "", "more")])
+@pytest.mark.parametrize("labels", [(), ("robbie",), ("robbie", "scripted", "scripted-1", "done", "", "more")])
 def test_too_few_or_too_many_labels_are_a_mistake_that_shows(labels: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="argument"):
         RayMeter("star").count(TURNS, *labels)

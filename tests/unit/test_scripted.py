@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from serve_app.chat.engine import Prefix, Prompt, PromptMessage
-from serve_app.chat.errors import EngineError, EngineRejected
+from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import Personality, Script
@@ -266,10 +266,10 @@ def test_cut_anywhere_the_continuation_is_the_rest(data: st.DataObject, text: st
 
 
 @pytest.mark.parametrize("said", ["Nonsense", " ", "\ud800"])
-async def test_what_is_no_beginning_of_the_reply_is_rejected(said: str) -> None:
-    with pytest.raises(EngineRejected, match="no beginning"):
+async def test_what_is_no_beginning_of_the_reply_is_not_gone_on_from(said: str) -> None:
+    with pytest.raises(ContinuationRefused, match="no beginning"):
         await say(asked("Hi"), said=said)
-    with pytest.raises(EngineRejected, match="no beginning"):
+    with pytest.raises(ContinuationRefused, match="no beginning"):
         await say(asked("Hi"), said=reply("Hi") + " ")
 
 
@@ -312,7 +312,7 @@ async def test_a_divergent_reply_cut_inside_a_word_goes_on_with_the_next_one() -
 
 async def test_a_divergent_reply_does_not_continue_another_text() -> None:
     for said in ("Nonsense~a1b2c3 ", reply("Hi")):
-        with pytest.raises(EngineRejected, match="marks"):
+        with pytest.raises(ContinuationRefused, match="marks"):
             await say(asked("Hi"), Options(divergent=True), said=said)
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from serve_app.chat.engine import Engine, Prefix
-from serve_app.chat.errors import EngineTimeout, EngineUnavailable
+from serve_app.chat.errors import EngineUnavailable
 from serve_app.engines import VllmConfig, VllmEngine, make_engine
 from serve_app.engines.vllm_processes import OWNER, end_orphans
 from tests.contracts.engine_contract import said_by, text_of
@@ -77,9 +77,11 @@ async def test_an_engine_process_that_hangs_is_told_from_one_that_is_slow_by_the
     for process in processes:
         process.suspend()
     try:
-        with pytest.raises(EngineTimeout, match=r"0\.5 s"):
+        with pytest.raises(EngineUnavailable, match=r"0\.5 s"):
             async for _ in pieces:
                 pass
+        with pytest.raises(EngineUnavailable, match=r"0\.5 s"):
+            await impatient.check()
     finally:
         for process in processes:
             process.resume()

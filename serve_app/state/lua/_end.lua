@@ -14,7 +14,7 @@ local function end_turn(turn_id, t, ended, fresh)
     redis.call('ZADD', K.conversations .. t.client_id, ms(now), t.conversation_id)
   end
   redis.call('HSET', key, 'state', ended.status, 'token', '', 'ended_by', ended.by, 'end', ended.event, 'reply_seq', reply_seq)
-  redis.call('HDEL', key, 'pinned', 'options')
+  redis.call('HDEL', key, 'pinned', 'options', 'failure')
   redis.call('ZREM', K.open, turn_id)
   redis.call('ZREMRANGEBYRANK', K.client_turns .. t.client_id, 0, -101)
   redis.call('EXPIRE', K.client_turns .. t.client_id, TOMBSTONE_SECONDS)

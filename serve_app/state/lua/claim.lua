@@ -1,8 +1,8 @@
 -- include: _accepted.lua
 -- Begin an attempt: exchange the dispatch token for the run's own (laws 3, 5, 7).
 -- ARGV: 1 turn_id, 2 dispatch token, 3 run token, 4 node, 5 how many messages of history, 6 pool, 7 personality's name,
---       8 its version, 9 replica, 10 the plan's model, 11 which model exactly, 12 the document, or '' in the hope that it is kept
---       already
+--       8 its version, 9 replica, 10 the model as it is shown, 11 which one it is: its engine's kind too, 12 the document, or ''
+--       in the hope that it is kept already
 -- Returns {'ok', attempt, client_id, conversation_id, node, same model ('1'), name, version, options, remaining ms, number of
 -- messages, document ('' where name and version are those of the call), messages …, log entries …} |
 -- {'gone'|'superseded'|'exhausted'} | {'describe'}: call again, with the document. Idempotent by run token.
@@ -30,7 +30,7 @@ if t[2] ~= ARGV[3] then
   redis.call('HSET', key, 'token', ARGV[3], 'attempt', attempt, 'pool', ARGV[6], 'model', ARGV[10], 'speaks', ARGV[11],
     'pinned', pinned, 'generated_on', ARGV[4], 'mixed', mixed or '')
   redis.call('HINCRBY', key, 'barren', 1)
-  redis.call('HDEL', key, 'moved', 'why')
+  redis.call('HDEL', key, 'moved', 'why', 'failure')
   if ARGV[9] ~= '' and redis.call('EXISTS', K.conversation .. t[6]) == 1 then
     redis.call('HSET', K.conversation .. t[6], 'warm', ARGV[9])
   end
