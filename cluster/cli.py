@@ -138,18 +138,18 @@ def deploy(
         if cluster is not None:
             described = cluster_file.load(cluster)
             config = serve_config.render(file or described.serve_config, host="0.0.0.0", port=described.port)
-            api = ServeApi(described.dashboard_url, described.dashboard_headers)
+            api, at = ServeApi(described.dashboard_url, described.dashboard_headers), described.url(described.head)
         elif record := run_record.load(settings.home):
             config = rendered(record, file)
-            api = serve_api(record) if record.processes_alive else None
+            api, at = serve_api(record) if record.processes_alive else None, record.api_url
         else:
-            config, api = serve_config.render(file or LOCAL, host=settings.host, port=settings.port), None
+            config, api, at = serve_config.render(file or LOCAL, host=settings.host, port=settings.port), None, ""
         if only_print:
             print(serve_config.as_yaml(config), end="")
         elif api is None:
             raise LifecycleError("Aurora is not up here: start it with aurora-cli up.")
         else:
-            deploy_to(api, config, Progress(out))
+            deploy_to(api, config, Progress(out), chat=at)
 
 
 @app.command()

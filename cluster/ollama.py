@@ -1,6 +1,7 @@
 """The Ollama of this machine, as the command line sees it: whether one answers, and which of its models can chat."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from cluster.failures import LifecycleError
 ANSWER_S = 2.0
 LABEL = "aurora/ollama"
 """The label of nodes that have an Ollama: pools of the engine `ollama` ask for it."""
+OLDEST = (0, 9, 0)
+"""The first version that the engine `ollama` takes."""
 _SILENT_S = 120.0
 """How long a pull may say nothing; it checks whole layers in one go."""
 
@@ -22,6 +25,13 @@ class Ollama:
     url: str
     version: str
     models: tuple[str, ...]
+
+    @property
+    def too_old(self) -> bool:
+        """Whether the engine refuses it; one built by hand says `0.0.0`, or no number, and is believed to be new."""
+        found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", self.version)
+        numbers = tuple(map(int, found.groups())) if found else ()
+        return any(numbers) and numbers < OLDEST
 
     def has(self, model: str) -> bool:
         """Whether `model` is there; without a tag, `latest` is meant."""

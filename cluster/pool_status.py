@@ -14,6 +14,8 @@ class PoolReplica(BaseModel):
     """A replica of a pool, as it tells of itself."""
 
     pool: str
+    replica: str = ""
+    """Serve's id of it."""
     node: str
     status: str
     """`starting`, `ready`, `leaving` or `failing`."""

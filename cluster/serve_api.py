@@ -77,11 +77,11 @@ class ServeApi:
                 return
             for name, application in waiting.items():
                 if application.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
-                    raise LifecycleError(f"Application {name!r} failed: {_reason(application)}")
-            on_change(", ".join(f"{name}: {_progress(application)}" for name, application in sorted(waiting.items())))
+                    raise LifecycleError(f"Application {name!r} failed: {reason_of(application)}")
+            on_change(", ".join(f"{name}: {progress_of(application)}" for name, application in sorted(waiting.items())))
             if time.monotonic() > deadline:
                 names_and_reasons = "; ".join(
-                    f"{name!r}: {_reason(application)}" for name, application in sorted(waiting.items())
+                    f"{name!r}: {reason_of(application)}" for name, application in sorted(waiting.items())
                 )
                 raise LifecycleError(f"Not running after {timeout:.0f} s: {names_and_reasons}")
             time.sleep(0.25)
@@ -103,7 +103,8 @@ def running_replicas(deployment: Mapping[str, Any]) -> tuple[int, int]:
     return running, deployment["target_num_replicas"]
 
 
-def _progress(application: Mapping[str, Any]) -> str:
+def progress_of(application: Mapping[str, Any]) -> str:
+    """Return how many replicas of an application run, by deployment."""
     deployments = application.get("deployments") or {}
     if not deployments:
         return "loading"
@@ -111,7 +112,7 @@ def _progress(application: Mapping[str, Any]) -> str:
     return " ".join(f"{name} {running}/{wanted}" for name, running, wanted in counts)
 
 
-def _reason(application: Mapping[str, Any]) -> str:
+def reason_of(application: Mapping[str, Any]) -> str:
     """Return the last line of the message nearest to the cause: of a deployment that is not healthy, else of the application."""
     for name, deployment in (application.get("deployments") or {}).items():
         if deployment["status"] != "HEALTHY" and deployment.get("message"):

@@ -14,9 +14,10 @@ from typing import Any
 import httpx
 import psutil
 
-from cluster import ollama, ray_head, redis_server, run_record, serve_config
+from cluster import deploying, ollama, ray_head, redis_server, run_record, serve_config
 from cluster.down import stop
 from cluster.failures import LifecycleError
+from cluster.pool_status import pools_at
 from cluster.ports import InternalPorts, holder, is_free
 from cluster.processes import MARK, belonging_to, mark_of
 from cluster.progress import Progress
@@ -89,6 +90,13 @@ def choose(settings: Settings, progress: Progress) -> tuple[Path, str]:
     if server is None:
         progress.say(f"  No Ollama answers at {settings.ollama_url}: the scripted engine speaks, which is no language model.")
         return LOCAL, ""
+    if server.too_old:
+        oldest = ".".join(map(str, ollama.OLDEST))
+        progress.say(
+            f"  Ollama {server.version} answers at {server.url} and is too old: the scripted engine speaks, which is no language "
+            f"model. To change that: install {oldest} or newer, then aurora-cli down and up."
+        )
+        return LOCAL, ""
     model = settings.ollama_model or next(iter(server.models), "")
     if not model:
         progress.say(
@@ -120,11 +128,15 @@ def serve_api(record: RunRecord) -> ServeApi:
     return ServeApi(record.dashboard_url, record.dashboard_headers)
 
 
-def deploy(api: ServeApi, config: dict[str, Any], progress: Progress) -> None:
-    """Make a running Serve run `config`, and wait until it does."""
+def deploy(api: ServeApi, config: dict[str, Any], progress: Progress, *, chat: str) -> None:
+    """Make a running Serve run `config`, and wait until the chat at the URL `chat` can answer; says which pools are late.
+
+    Raises:
+        LifecycleError: Serve refuses it, an application fails, or no pool can answer.
+    """
     with progress.step("Hand the configuration to Serve"):
         api.deploy(config)
-    _wait(api, config, progress)
+    _wait(api, config, progress, chat=chat)
 
 
 def _plan(settings: Settings, config: Path, model: str, progress: Progress) -> RunRecord:
@@ -192,18 +204,19 @@ def _start_redis(settings: Settings, record: RunRecord, mark: Mapping[str, str],
 
 def _wait_for_applications(settings: Settings, record: RunRecord, config: dict[str, Any], progress: Progress) -> None:
     try:
-        _wait(serve_api(record), config, progress)
+        _wait(serve_api(record), config, progress, chat=record.api_url)
     except LifecycleError as error:
         error.logs = error.logs or settings.logs / "ray-last" / "serve"
         raise
 
 
-def _wait(api: ServeApi, config: Mapping[str, Any], progress: Progress) -> None:
-    applications = config["applications"]
-    assert isinstance(applications, list)
-    names = {application.get("name", "default") for application in applications}
+def _wait(api: ServeApi, config: Mapping[str, Any], progress: Progress, *, chat: str) -> None:
+    names = {application.get("name", "default") for application in config["applications"]}
     with progress.step(f"Applications {', '.join(sorted(names))}") as detail:
-        api.wait_until_running(names, timeout=180, on_change=detail)
+        late = deploying.wait(api, config, lambda: pools_at(chat), on_change=detail)
+    for each in late:
+        how = "can answer, and is not all there yet" if each.able else "is not there yet"
+        progress.say(f"  – Pool {each.pool} {how}: {each.note}")
 
 
 def _wait_for_answer(settings: Settings, record: RunRecord, progress: Progress) -> None:

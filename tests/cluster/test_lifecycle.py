@@ -23,7 +23,7 @@ import yaml
 from cluster import redis_server
 from cluster.ports import InternalPorts
 from cluster.settings import PROJECT_ROOT
-from tests.cluster.conftest import Home, new_home
+from tests.cluster.conftest import NO_OLLAMA, Home, new_home
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -108,7 +108,7 @@ def test_a_turn_shows_in_the_metrics_that_prometheus_is_told_of(running: Home) -
     (found,) = httpx.get(f"{running.record.dashboard_url}/api/prometheus/sd", timeout=10).json()
     address = f"127.0.0.1:{running.record.ports['metrics_export']}"
     assert address in found["targets"]
-    labels = ("node", "aurora"), ("outcome", "done"), ("personality", "robbie"), ("pool", "scripted")
+    labels = ("node", "aurora"), ("outcome", "done"), ("personality", "robbie"), ("pool", "scripted"), ("model", "scripted-1")
     wanted = "".join(f'(?=.*{name}="{value}")' for name, value in labels)
     counted = re.compile(rf"^ray_aurora_turns_total\{{{wanted}.*\}} (\S+)$", re.M)
 
@@ -234,6 +234,21 @@ def test_an_application_that_fails_is_named_and_nothing_keeps_running(home: Home
     assert "broken" in result.stderr
     assert "no_such_module" in result.stderr
     assert_nothing_runs(home)
+
+
+def test_a_pool_whose_machine_is_off_keeps_nobody_from_coming_up_and_is_named(home: Home, tmp_path: Path) -> None:
+    config = yaml.safe_load((PROJECT_ROOT / "configs" / "local.yaml").read_text())
+    scripted, chats = config["applications"]
+    engine = {"kind": "openai_compatible", "base_url": f"http://{NO_OLLAMA}/v1", "model": "m", "continuation": "none"}
+    config["applications"] = [{**scripted, "name": "pc", "args": {"engine": engine}}, scripted, chats]
+    described = {"engine": "openai_compatible", "model": "m", "language_model": True}
+    chats["args"]["pools"] = {"pc": described, **chats["args"]["pools"]}
+    (tmp_path / "configs").symlink_to(PROJECT_ROOT / "configs")
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
+    shown = " ".join(home.up("--config", str(tmp_path / "serve.yaml")).split())
+    assert "Pool pc is not there yet:" in shown
+    assert NO_OLLAMA in shown
+    assert chat(home, "Hello!")["pool"] == "scripted"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Pools over a real Serve application: a server dies in the middle, a release reloads no model, a follow-up comes home.
+"""Pools over a real Serve application: a server is off, dies in the middle, pulls a model; a release reloads none; a follow-up
+comes home.
 
 Two pools of the engine `ollama`, each with a server of its own (a stand-in): `near` is the first choice of every personality,
 `far` the next. Both have the same model, so an answer that goes on in the other pool is known to the letter.
@@ -6,6 +7,7 @@ Two pools of the engine `ollama`, each with a server of its own (a stand-in): `n
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -40,8 +42,8 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, **faults: object) -> None:
-        command = [sys.executable, "-m", "tests.support.ollama_server", "--port", str(self.port), "--model", MODEL]
+    def start(self, *arguments: str, **faults: object) -> None:
+        command = [sys.executable, "-m", "tests.support.ollama_server", "--port", str(self.port), "--model", MODEL, *arguments]
         self.process = subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
         while True:
@@ -66,17 +68,24 @@ class Server:
         return answer
 
 
-def config(near: Server, far: Server) -> dict[str, Any]:
-    """Return the configuration of the other cluster tests, with these two pools in place of the scripted one."""
+def config(near: Server, far: Server, **preferred: tuple[Server, str]) -> dict[str, Any]:
+    """Return the configuration of the other cluster tests, with these two pools in place of the scripted one.
+
+    `preferred`: pools before them, each of one replica, with a server and its model.
+    """
     base: dict[str, Any] = yaml.safe_load((PROJECT_ROOT / "tests" / "cluster" / "survive.yaml").read_text())
     scripted, chat = base["applications"]
     pools = []
-    for name, server, replicas in (("near", near, 1), ("far", far, 2)):
-        pool = {**deepcopy(scripted), "name": name, "args": {"engine": {"kind": "ollama", "model": MODEL, "url": server.url}}}
+    chat["args"]["pools"] = {}
+    for name, server, model, replicas in (
+        *((name, server, model, 1) for name, (server, model) in preferred.items()),
+        ("near", near, MODEL, 1),
+        ("far", far, MODEL, 2),
+    ):
+        pool = {**deepcopy(scripted), "name": name, "args": {"engine": {"kind": "ollama", "model": model, "url": server.url}}}
         pool["deployments"][0]["num_replicas"] = replicas
         pools.append(pool)
-    described = {"engine": "ollama", "model": MODEL, "language_model": True}
-    chat["args"]["pools"] = {"near": described, "far": described}
+        chat["args"]["pools"][name] = {"engine": "ollama", "model": model, "language_model": True}
     return {**base, "applications": [*pools, chat]}
 
 
@@ -113,12 +122,18 @@ def first(servers: tuple[Server, Server]) -> Iterator[First]:
 @pytest.fixture(scope="module")
 def home(first: First, servers: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Home:
     """The same Aurora, with the two pools instead."""
-    file = tmp_path_factory.mktemp("pools") / "serve.yaml"
-    file.write_text(yaml.safe_dump(config(*servers), sort_keys=False))
-    (file.parent / "configs").symlink_to(PROJECT_ROOT / "configs")
-    result = first.home.run("deploy", str(file))
-    assert result.returncode == 0, result.stdout + result.stderr
+    deploy(first.home, config(*servers), tmp_path_factory.mktemp("pools"))
     return first.home
+
+
+def deploy(home: Home, described: dict[str, Any], folder: Path) -> str:
+    """Have Serve run what is `described`, out of `folder`; return what was said, in one line."""
+    (folder / "serve.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    if not (folder / "configs").exists():
+        (folder / "configs").symlink_to(PROJECT_ROOT / "configs")
+    result = home.run("deploy", str(folder / "serve.yaml"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return " ".join(result.stdout.split())
 
 
 @pytest.fixture
@@ -158,6 +173,20 @@ def ask(home: Home, client: str, message: str, **more: Any) -> dict[str, Any]:
     return dict(answer.json())
 
 
+def told(home: Home, pool: str) -> list[dict[str, Any]]:
+    """What the replicas of a pool tell of themselves."""
+    pools = httpx.get(f"{home.url}/api/pools", timeout=10).json()["pools"]
+    return next((each["replicas"] for each in pools if each["pool"] == pool), [])
+
+
+def answered_at_once(home: Home, client: str, pool: str) -> None:
+    """Make sure that `pool` answers, at the first attempt, and that nobody waits for another one."""
+    begun = time.monotonic()
+    answers = [ask(home, f"{client}{n}", "Hello") for n in range(5)]
+    assert {(answer["pool"], answer["attempt"]) for answer in answers} == {(pool, 1)}
+    assert time.monotonic() - begun < 5, "no timeout is paid"
+
+
 def pids(serving: Serving, deployment: str) -> dict[str, int]:
     return {replica.replica_id: replica.pid for replica in serving.replicas(deployment)}
 
@@ -189,11 +218,7 @@ async def test_kill_9_of_the_ollama_server_in_the_middle_is_a_pause_and_the_othe
     # While it is away nobody pays for it; once it is back it is the first choice again.
     await until(lambda: ready(home)["near"] == 0, timeout=30)
     far.control(tokens_per_second=None)
-    begun = time.monotonic()
-    answers = [ask(home, f"away{n}", "Hello") for n in range(5)]
-    assert {answer["pool"] for answer in answers} == {"far"}
-    assert {answer["attempt"] for answer in answers} == {1}
-    assert time.monotonic() - begun < 5, "no timeout is paid"
+    answered_at_once(home, "away", "far")
     near.start()
     await until(lambda: ready(home)["near"] == 1, timeout=90)
     await until(lambda: ask(home, f"back{time.monotonic_ns()}", "Hello")["pool"] == "near", timeout=10)
@@ -244,11 +269,7 @@ async def test_a_new_release_of_the_chat_or_of_a_personality_reloads_no_model(
     loads = [server.shown()["loads"] for server in servers]
     changed = config(*servers)
     changed["applications"][-1]["args"]["turns"] = {"deadline_s": 600}
-    file = tmp_path / "serve.yaml"
-    file.write_text(yaml.safe_dump(changed, sort_keys=False))
-    (tmp_path / "configs").symlink_to(PROJECT_ROOT / "configs")
-    result = await asyncio.to_thread(home.run, "deploy", str(file))
-    assert result.returncode == 0, result.stdout + result.stderr
+    await asyncio.to_thread(deploy, home, changed, tmp_path)
     await until(lambda: not set(pids(serving, "PersonalityRouter")) & set(chats), timeout=90)
     assert pids(serving, "Inference") == engines, "the pools did not notice"
     assert [server.shown()["loads"] for server in servers] == loads
@@ -264,3 +285,70 @@ async def test_status_shows_what_every_replica_of_a_pool_holds(serving: Serving,
     )  # one that was replaced is listed a while
     assert sorted(line["name"] for line in lines) == ["pool far", "pool far", "pool near"]
     assert all(line["state"] == "running" and f"{MODEL} loaded" in line["note"] for line in lines), lines
+
+
+@dataclass
+class Preferred:
+    """Two pools before the others, as they are when they are deployed: the server of `pc` is off, that of `laptop` pulls."""
+
+    pc: Server
+    laptop: Server
+    said: str
+    """What `aurora-cli deploy` said."""
+
+
+@pytest.fixture(scope="module")
+def preferred(home: Home, servers: tuple[Server, Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preferred]:
+    """The last configuration of this file: the tests before want to be alone with their two pools."""
+    pc, laptop = Server(), Server()
+    try:
+        laptop.start("--library", "gemma3", pull_hangs_at=5)
+        described = config(*servers, pc=(pc, MODEL), laptop=(laptop, "gemma3"))
+        yield Preferred(pc, laptop, deploy(home, described, tmp_path_factory.mktemp("preferred")))
+    finally:
+        pc.kill()
+        laptop.kill()
+
+
+async def test_a_preferred_machine_that_is_off_at_the_deploy_is_used_once_it_is_on_and_again_after_it_was_off(
+    home: Home, preferred: Preferred
+) -> None:
+    pc = preferred.pc
+    assert re.search(f"Pool pc is not there yet: [^–]*{re.escape(pc.url)}", preferred.said)
+    [waits] = await until(lambda: told(home, "pc"), timeout=30)
+    assert waits["status"] == "starting"
+    assert pc.url in waits["note"]
+    answered_at_once(home, "off", "near")
+    # Time for the three failures that Serve allows, each a start of a replica in a process of its own.
+    await asyncio.sleep(15)
+    assert [each["replica"] for each in told(home, "pc")] == [waits["replica"]]
+    await asyncio.to_thread(pc.start)
+    await until(lambda: ready(home)["pc"] == 1, timeout=30)
+    await until(lambda: ask(home, f"on{time.monotonic_ns()}", "Hello")["pool"] == "pc", timeout=10)
+    # It goes off again: Serve replaces the replica, and the new one waits, too.
+    pc.kill()
+    await until(lambda: [each["replica"] for each in told(home, "pc")] not in ([], [waits["replica"]]), timeout=90)
+    await until(lambda: {each["status"] for each in told(home, "pc")} == {"starting"}, timeout=30)
+    answered_at_once(home, "off_again", "near")
+    await asyncio.to_thread(pc.start)
+    await until(lambda: ready(home)["pc"] == 1, timeout=60)
+    await until(lambda: ask(home, f"on_again{time.monotonic_ns()}", "Hello")["pool"] == "pc", timeout=10)
+
+
+async def test_a_pull_is_shown_by_deploy_and_status_while_others_answer_and_goes_on_after_the_server_died(
+    home: Home, preferred: Preferred
+) -> None:
+    preferred.pc.kill()
+    await until(lambda: ready(home)["pc"] == 0, timeout=30)
+    laptop = preferred.laptop
+    assert "Pool laptop is not there yet: pulling gemma3: 40 %" in preferred.said
+    lines = json.loads((await asyncio.to_thread(home.run, "status", "--json")).stdout)
+    [line] = [line for line in lines if line["name"] == "pool laptop"]
+    assert (line["state"], line["note"]) == ("starting", "ollama, gemma3 not loaded, 0 of 4 busy, pulling gemma3: 40 %")
+    await until(lambda: ask(home, f"gone{time.monotonic_ns()}", "Hello")["attempt"] == 1, timeout=10)
+    answered_at_once(home, "pulling", "near")
+    laptop.kill()
+    await until(lambda: any("could not be pulled" in each["note"] for each in told(home, "laptop")), timeout=30)
+    await asyncio.to_thread(laptop.start, "--library", "gemma3")
+    await until(lambda: ready(home)["laptop"] == 1, timeout=30)
+    await until(lambda: ask(home, f"pulled{time.monotonic_ns()}", "Hello")["pool"] == "laptop", timeout=10)

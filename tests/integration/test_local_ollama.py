@@ -15,6 +15,7 @@ from cluster.node.start import with_ollama
 from cluster.progress import Progress
 from cluster.settings import Settings
 from cluster.up import LOCAL, LOCAL_OLLAMA, bring_up, choose
+from serve_app.engines import ollama_models
 from tests.support.ollama_server import OllamaServer
 from tests.support.redis_process import free_port
 from tests.support.tiny_server import TinyServer
@@ -68,6 +69,25 @@ async def test_an_ollama_without_a_model_is_said_and_the_script_speaks() -> None
     assert (file, model) == (LOCAL, "")
     assert "has no model that can chat" in said
     assert "ollama pull llama3.2" in said
+
+
+async def test_an_ollama_too_old_for_the_engine_is_said_and_the_script_speaks_without_pulling_anything() -> None:
+    async with OllamaServer("llama3.2", library=["gemma3"], version="0.8.9") as server:
+        file, model, said = await chosen(server.url, "gemma3")
+        assert "gemma3:latest" not in server.models
+    assert (file, model) == (LOCAL, "")
+    assert f"Ollama 0.8.9 answers at {server.url} and is too old: the scripted engine speaks" in said
+    assert "install 0.9.0 or newer" in said
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "v0.10.0", "1.0.0-rc1", "0.0.0", "of our own making"])
+async def test_an_ollama_that_is_new_enough_or_does_not_tell_is_used(version: str) -> None:
+    async with OllamaServer("llama3.2", version=version) as server:
+        assert (await chosen(server.url))[0] == LOCAL_OLLAMA
+
+
+async def test_the_oldest_ollama_that_is_used_is_the_oldest_that_the_engine_takes() -> None:
+    assert ollama.OLDEST == ollama_models.OLDEST
 
 
 async def test_where_nothing_answers_the_script_speaks_and_says_what_it_is() -> None:

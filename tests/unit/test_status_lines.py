@@ -2,6 +2,7 @@
 
 from cluster.cluster_status import ClusterStatus, DeploymentStatus, NodeStatus
 from cluster.component import Component
+from cluster.pool_status import PoolReplica
 from cluster.redis_status import LAST_TAKEOVER, OPEN_TURNS, ChatRedis, LastTakeover, Place, RedisServer, Sentinel, place_of
 from cluster.status_lines import lines
 from serve_app.state import keys
@@ -63,6 +64,26 @@ def test_a_node_is_a_line_with_its_address_latency_and_replicas() -> None:
 def test_a_deployment_says_how_many_replicas_run_and_what_the_others_do() -> None:
     line = shown()["chat/Ingress deployment"]
     assert (line.state, line.note) == ("healthy", "1/2 replicas (starting)")
+
+
+def test_a_replica_of_a_pool_says_what_it_holds_and_how_busy_it_is() -> None:
+    facts = {"engine": "ollama", "model": "llama3.2", "models": ["llama3.2", "qwen3"], "busy": 2, "slots": 4}
+    line = shown(pools=[PoolReplica(pool="ollama", node="star", status="ready", **facts)])["pool ollama star"]
+    assert (line.state, line.note) == ("running", "ollama, llama3.2, qwen3 loaded, 2 of 4 busy")
+
+
+def test_a_replica_that_starts_says_how_far_it_is_or_what_it_waits_for() -> None:
+    pulls = PoolReplica(
+        pool="ollama", node="star", status="starting", engine="ollama", model="llama3.2", note="pulling llama3.2: 43 %"
+    )
+    away = PoolReplica(
+        pool="pc", node="aurora", status="starting", engine="openai_compatible", model="m", note="http://10.0.0.9 is away."
+    )
+    found = shown(pools=[pulls, away])
+    line = found["pool ollama star"]
+    assert (line.state, line.note) == ("starting", "ollama, llama3.2 not loaded, 0 busy, pulling llama3.2: 43 %")
+    line = found["pool pc aurora"]
+    assert (line.state, line.note) == ("starting", "openai_compatible, m not loaded, 0 busy, http://10.0.0.9 is away.")
 
 
 def test_a_head_that_is_away_is_said_together_with_that_the_chat_goes_on() -> None:
