@@ -1,4 +1,4 @@
-"""What a request may ask of the engine, and the bounds of it.
+"""What a request or a personality may ask of the engine, and the bounds of it.
 
 `temperature`, `top_p`, `max_tokens` and `seed` are understood by every engine. The rest belong to the scripted engine
 and exist for drills; a configuration must allow them.
@@ -33,9 +33,10 @@ class Options(BaseModel):
     def over(self, defaults: "Options") -> "Options":
         """Return these options, with `defaults` where nothing was asked for.
 
-        Who asks for a number of words is not held to the default number of tokens.
+        Who asks for a number of words is not held to the default number of tokens. What a personality alone may ask for stays
+        with it (`PersonalityOptions`).
         """
-        base = defaults.asked()
+        base = defaults.model_dump(exclude_none=True, include=set(Options.model_fields))
         if self.words is not None:
             base.pop("max_tokens", None)
         return Options.model_validate({**base, **self.asked()})
@@ -43,6 +44,20 @@ class Options(BaseModel):
     def asked(self) -> dict[str, object]:
         """Return only what was asked for, for storing and for engines that know their own defaults."""
         return self.model_dump(exclude_none=True)
+
+
+class PersonalityOptions(Options):
+    """The options of a personality: what holds where a request asks for nothing, and what no request may ask for."""
+
+    context_window: int | None = Field(
+        None,
+        ge=1_024,
+        le=2_097_152,
+        description="Tokens of prompt and reply together, at most; older turns are left out beyond. Less than the pool's own "
+        "window makes long conversations cheaper, more changes nothing: the window that a model is loaded with is the pool's, so "
+        "that no personality makes it load anew.",
+        examples=[4_096],
+    )
 
 
 class OptionLimits(BaseModel):

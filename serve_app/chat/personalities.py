@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.chat.errors import PersonalityNotFound
 from serve_app.chat.ids import PERSONALITY_NAME
-from serve_app.chat.options import Options
+from serve_app.chat.options import PersonalityOptions
 
 
 class Script(BaseModel):
@@ -67,10 +67,28 @@ class Personality(BaseModel):
     pools: tuple[PoolChoice, ...] = Field(
         (), description="The pools that may speak for them, first choice first; none: all of the configuration, in its order."
     )
-    options: Options = Field(
-        default_factory=lambda: Options.model_construct(), description="Defaults where a request asks for nothing."
+    options: PersonalityOptions = Field(
+        default_factory=lambda: PersonalityOptions.model_construct(),
+        description="Defaults where a request asks for nothing, and `context_window`, which no request may ask for.",
     )
     script: Script = Field(description="Their lines for the scripted engine.")
+
+    @model_validator(mode="after")
+    def _room_beside_the_system_prompt(self) -> Self:
+        """Refuse a window in which every message would be too long.
+
+        Half of it may be the reply's, so the system prompt gets a quarter, at three bytes to a token.
+        """
+        window, least = self.options.context_window, 4 * (len(self.system.encode()) // 3)
+        if window is not None and window < least:
+            raise ValueError(
+                f"options.context_window: {window} tokens are too few beside this system prompt; give {least} or more"
+            )
+        return self
+
+    def window_within(self, window: int) -> int:
+        """Return how many tokens of prompt and reply together they get where a model has `window`: no more than they want."""
+        return min(window, self.options.context_window or window)
 
     def speaking_through(self, pools: Iterable[str]) -> "Personality":
         """Return this personality, with `pools` as its chain where it names none."""

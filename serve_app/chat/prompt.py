@@ -33,7 +33,7 @@ def fit(prompt: Prompt, *, room: int, count: Callable[[Prompt], int]) -> Prompt:
     kept = bisect_left(cuts, True, key=lambda cut: count(replace(prompt, messages=prompt.messages[cut:])) <= room)
     if kept == len(cuts):
         raise EngineRejected(
-            f"The message and the personality's system prompt are longer than the model's context window ({room} tokens are left "
+            f"The message and the personality's system prompt are longer than the context window ({room} tokens are left "
             "for them). Send a shorter message, or ask for fewer max_tokens."
         )
     return replace(prompt, messages=prompt.messages[cuts[kept] :])

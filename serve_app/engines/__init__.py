@@ -1,8 +1,8 @@
 """The engines: one file each, each with its own configuration. They know nothing of Redis, turns or wires.
 
-To add an engine: write its file, add its configuration to `EngineConfig`, and its line to `make_engine` (docs/engines.md). What
-an engine needs beyond the standard library and pydantic is imported inside its `start`, so that every process can import this
-package.
+To add an engine: write its file, and name it here: import its two classes, add the configuration to `EngineConfig` and a `case`
+to `make_engine` (mypy fails without it), and both to `__all__` (docs/engines.md). What an engine needs beyond the standard
+library and pydantic is imported inside its `start`, so that every process can import this package.
 """
 
 from typing import Annotated, TypeAlias

@@ -1,8 +1,9 @@
 """What Ollama is asked for one reply: the messages that fit its context window, and the options. Pure; no I/O.
 
 Ollama has no endpoint that counts tokens, and cuts a prompt that is too long without a word. So the history is cut before it is
-sent (`serve_app.engines.token_estimate`). Where an estimate is too low after all, the server drops the oldest messages itself,
-and keeps the system prompt, too.
+sent (`serve_app.engines.token_estimate`), to the window that the personality wants where that is smaller. `num_ctx` is the pool's
+all the same: Ollama loads a model anew where it changes, and two personalities would take turns at that. Where an estimate is too
+low after all, the server drops the oldest messages itself, and keeps the system prompt, too.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Request:
 def build_request(
     prompt: Prompt, options: Options, prefix: Prefix, *, window: int, num_predict: int, estimate: TokenEstimate
 ) -> Request | None:
-    """Return what to ask for, or nothing where the prefix has used up `max_tokens`.
+    """Return what to ask for, or nothing where the prefix has used up `max_tokens`. `window` is what the model is loaded with.
 
     Raises:
         EngineRejected: the system prompt and the last message are too long for the window.

@@ -74,12 +74,14 @@ def share_window(prompt: Prompt, prefix: Prefix, *, window: int, most: int, esti
     """Share a window of `window` tokens for a reply of `most` tokens; nothing where the prefix has used those up.
 
     The reply gets what it may need, half at the most; the prompt gets the rest and is cut to it. The reply ends where the window
-    does: beyond, a server would drop the beginning of the prompt in the middle of the answer, or fail.
+    does: beyond, a server would drop the beginning of the prompt in the middle of the answer, or fail. A personality that wants a
+    smaller window gets that one shared.
 
     Raises:
         EngineRejected: the system prompt and the last message are too long for the window.
         ContinuationRefused: the same, with what was already said.
     """
+    window = prompt.personality.window_within(window)
     left = most - least_tokens(prefix.text)
     if prefix.text and left <= 0:
         return None
@@ -91,7 +93,7 @@ def share_window(prompt: Prompt, prefix: Prefix, *, window: int, most: int, esti
         if not prefix.text:
             raise
         raise ContinuationRefused(
-            f"What was said so far and the message do not fit into the model's context window of {window} tokens together. "
+            f"What was said so far and the message do not fit into the context window of {window} tokens together. "
             "Send the message again for a shorter answer."
         ) from None
     return Share(fitting, max(1, min(left, window - said - estimate.prompt(fitting))))

@@ -43,7 +43,8 @@ BAD_MESSAGES = ["", " \n\t ", "\u00a0\u2003", TOO_LONG, TOO_LONG_IN_BYTES, None,
 BAD_OPTIONS = [
     {"temperature": 2.1}, {"temperature": -0.1}, {"temperature": "hot"}, {"top_p": 0}, {"top_p": 1.1}, {"max_tokens": 0},
     {"max_tokens": 10**9}, {"max_tokens": 1.5}, {"seed": -1}, {"seed": 2**53}, {"seed": 10**400}, {"words": 0}, {"words": 5_001},
-    {"words_per_second": 0}, {"words_per_second": 1e9}, {"divergent": "perhaps"}, {"temprature": 1}, [], 7, "words",
+    {"words_per_second": 0}, {"words_per_second": 1e9}, {"divergent": "perhaps"}, {"temprature": 1},
+    {"context_window": 4_096}, [], 7, "words",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from serve_app.chat.events import Failed
 from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask
+from serve_app.chat.starting import PatientStart
 from serve_app.chat.supervise import Supervisor, SupervisorConfig
 from serve_app.chat.turns import LEASE_MS, Plan, RecentTurn, Snapshot, Verdict
 from tests.support.redis_process import RedisProcess
@@ -300,6 +301,7 @@ class Replica(Inference.func_or_class):  # type: ignore[misc, name-defined]
 
     def __init__(self, engine: Engine, generator: Generator) -> None:
         self._engine, self._generator = engine, generator
+        self._starting = PatientStart(engine.start)
         self._running: set[asyncio.Task[Verdict]] = set()
         self._watch = self._presence = None
 

@@ -114,6 +114,15 @@ async def test_history_is_cut_oldest_turns_first_and_the_system_prompt_stays(ser
     assert server.counts.truncated == 0, "so that the server has nothing to cut"
 
 
+async def test_personalities_that_want_different_windows_share_a_loaded_model(server: OllamaServer, engine: Engine) -> None:
+    turns = [text for number in range(60) for text in (f"question {number} " * 8, f"reply {number} " * 8)]
+    for window in (None, 2_048, None):
+        await reply_of(engine, prompt_of(*turns, "and now?", context_window=window), Options(max_tokens=100))
+    kept = [len(chat["messages"]) for chat in server.counts.chats]
+    assert kept[1] < kept[0] == kept[2]
+    assert server.counts.loads == {"llama3.2:latest": 1}
+
+
 async def test_what_the_server_counts_makes_the_next_prompts_fit_better(server: OllamaServer) -> None:
     turns = ["1 2 3 4 5 6 7 8 9 " * 10] * 81  # a token for each two characters: more than the estimate assumes
     async with started(server, context_window=4_096) as engine:

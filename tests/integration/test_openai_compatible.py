@@ -119,12 +119,14 @@ async def test_a_prompt_names_the_model_and_none_but_those_of_the_pool(server: O
         await reply_of(engine, prompt_of("Hello!", model="mistral"))
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["the server tells its window", "the configuration does"])
-async def test_history_is_cut_oldest_turns_first_so_that_the_server_need_not_refuse_it(told: bool) -> None:
+@pytest.mark.parametrize("told_by", ["the server", "the configuration", "the personality"])
+async def test_history_is_cut_oldest_turns_first_so_that_the_server_need_not_refuse_it(told_by: str) -> None:
     turns = [text for number in range(60) for text in (f"question {number} " * 8, f"reply {number} " * 8)]
-    window = {} if told else {"context_window": 1_024}
-    async with OpenAIServer(MODEL, context_length=1_024, tells_length=told) as server, started(server, **window) as engine:
-        await reply_of(engine, prompt_of(*turns, "and now?"), Options(max_tokens=100))
+    window = {"context_window": 1_024} if told_by == "the configuration" else {}
+    wanted = 1_024 if told_by == "the personality" else None
+    server = OpenAIServer(MODEL, context_length=1_024, tells_length=told_by == "the server")
+    async with server, started(server, **window) as engine:
+        await reply_of(engine, prompt_of(*turns, "and now?", context_window=wanted), Options(max_tokens=100))
         kept = [message["content"] for message in server.counts.chats[-1]["messages"][1:]]
         assert kept == [*turns, "and now?"][-len(kept) :], "the newest ones, none left out"
         assert 9 < len(kept) < len(turns)

@@ -141,6 +141,36 @@ def test_the_names_of_the_deployments_are_those_of_the_classes(path: Path) -> No
         assert {d["name"] for d in application["deployments"]} == names[application["import_path"]]
 
 
+def without_marks(text: str, *begin: str) -> str:
+    """Return a configuration in which what is a comment from a line that begins so, as far as it goes, is none."""
+    lines, taking = [], False
+    for line in text.splitlines():
+        indent, mark, rest = line.partition("# ")
+        taking = bool(mark) and not indent.strip() and (taking or rest.startswith(begin))
+        lines.append(indent + rest if taking else line)
+    return "\n".join(lines)
+
+
+def test_the_pool_that_stands_in_comments_is_one_that_serve_takes_and_a_personality_may_name_it_first() -> None:
+    text = without_marks((PROJECT / "configs" / "cluster-serve.yaml").read_text(), "- name: gaming", "gaming: ", "runtime_env: ")
+    data = yaml.safe_load(text)
+    assert ServeDeploySchema.model_validate(data)
+    gpu, gaming, _, chat = data["applications"]
+    assert gaming["runtime_env"] == gpu["runtime_env"]
+    assert set(gaming) <= set(ServeApplicationSchema.model_fields)
+    (deployment,) = gaming["deployments"]
+    assert set(deployment) <= set(DeploymentSchema.model_fields)
+    assert set(deployment["ray_actor_options"]) <= set(RayActorOptionsSchema.model_fields)
+    info = make_engine(PoolArgs.model_validate(gaming["args"]).engine).info
+    said = ChatArgs.model_validate(chat["args"]).pools
+    assert list(said) == ["gaming", "gpu", "ollama"]
+    assert (said["gaming"].engine, said["gaming"].model, said["gaming"].language_model) == (info.kind, info.model, True)
+    robbie = without_marks((PROJECT / "configs" / "personalities" / "robbie.yaml").read_text(), "pools: ", "context_window: ")
+    member = Personality.model_validate(yaml.safe_load(robbie))
+    assert [choice.pool for choice in member.pools] == list(said)
+    assert member.window_within(8_192) == 4_096
+
+
 @each_personality
 def test_a_personality_is_called_like_its_file_and_has_a_character(path: Path) -> None:
     member = Personality.model_validate(load(path))
@@ -172,6 +202,22 @@ def test_a_personality_changes_its_version_with_anything_about_it() -> None:
     again = Personality.model_validate(load(PERSONALITY_FILES[0]))
     changed = one.model_copy(update={"options": one.options.model_copy(update={"temperature": 0.1})})
     assert one.pinned().version == again.pinned().version != changed.pinned().version
+
+
+def test_the_window_that_a_personality_wants_is_a_bound_and_none_where_it_names_none() -> None:
+    data = load(PERSONALITY_FILES[0])
+    assert Personality.model_validate(data).window_within(8_192) == 8_192
+    bounded = Personality.model_validate({**data, "options": {"context_window": 4_096}})
+    assert bounded.window_within(8_192) == 4_096
+    assert bounded.window_within(2_048) == 2_048
+    assert bounded.pinned().open() == bounded
+
+
+def test_a_window_that_its_system_prompt_alone_would_fill_is_refused_when_it_is_deployed() -> None:
+    data = {**load(PERSONALITY_FILES[0]), "system": "word " * 600, "options": {"context_window": 3_999}}
+    with pytest.raises(ValidationError, match="4000 or more"):
+        Personality.model_validate(data)
+    assert Personality.model_validate({**data, "options": {"context_window": 4_000}})
 
 
 @pytest.mark.parametrize("data", [{}, {"personalities": []}, {"personalities": [], "tpyo": 1}, None])

@@ -18,8 +18,8 @@ READ: TypeAdapter[EngineConfig] = TypeAdapter(EngineConfig)
 SAID = "It was a dark and stormy night, and the rain fell in torrents."
 
 
-def asked(*messages: str, said: str = "", window: int = 1_000, **options: float) -> Request | None:
-    prompt = prompt_of(*messages, system="Be short.")
+def asked(*messages: str, said: str = "", window: int = 1_000, wanted: int | None = None, **options: float) -> Request | None:
+    prompt = prompt_of(*messages, system="Be short.", context_window=wanted)
     estimate = TokenEstimate()
     return build_request(prompt, Options.model_validate(options), Prefix(said), window=window, num_predict=300, estimate=estimate)
 
@@ -115,6 +115,33 @@ def test_prompt_reply_and_prefix_fit_into_the_window_together() -> None:
         total = estimate.prompt(request.prompt) + (estimate.most(said) if said else 0) + int(request.options["num_predict"])
         assert total <= 1_000
         assert 3 < len(request.prompt.messages) < len(turns)
+
+
+@pytest.mark.parametrize("said", ["", SAID * 3])
+def test_a_personality_that_wants_less_gets_less_and_the_models_window_stays_so_that_it_is_not_loaded_anew(said: str) -> None:
+    turns = ["a question of some words " * 6, "an answer of some words " * 6] * 40
+    request, wide = asked(*turns, "and now?", said=said, window=4_000, wanted=1_024), asked(*turns, "and now?", window=4_000)
+    assert request is not None
+    assert wide is not None
+    estimate = TokenEstimate()
+    total = estimate.prompt(request.prompt) + (estimate.most(said) if said else 0) + int(request.options["num_predict"])
+    assert total <= 1_024
+    assert 3 < len(request.prompt.messages) < len(wide.prompt.messages)
+    assert request.options["num_ctx"] == wide.options["num_ctx"] == 4_000
+
+
+def test_a_personality_that_wants_more_than_there_is_gets_what_there_is() -> None:
+    turns = ["a question of some words " * 6, "an answer of some words " * 6] * 20
+    request, usual = asked(*turns, "and now?", wanted=100_000), asked(*turns, "and now?")
+    assert request is not None
+    assert usual is not None
+    assert (request.messages, request.options) == (usual.messages, usual.options)
+
+
+def test_a_message_beyond_the_window_that_its_personality_wants_is_refused() -> None:
+    assert asked("word " * 500, window=8_000) is not None
+    with pytest.raises(EngineRejected, match="shorter message"):
+        asked("word " * 500, window=8_000, wanted=1_024)
 
 
 def test_a_reply_longer_than_half_the_window_leaves_the_other_half_to_the_prompt() -> None:

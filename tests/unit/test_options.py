@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from serve_app.chat.errors import OptionRefused
-from serve_app.chat.options import OptionLimits, Options
+from serve_app.chat.options import OptionLimits, Options, PersonalityOptions
 
 ANY_OPTIONS = st.fixed_dictionaries(
     {},
@@ -29,6 +29,7 @@ ANY_OPTIONS = st.fixed_dictionaries(
         ("top_p", 1.01), ("top_p", float("nan")), ("max_tokens", 0), ("max_tokens", 32_769), ("max_tokens", 1.5), ("seed", -1),
         ("seed", 2**53), ("words", 0), ("words", 20_001), ("words_per_second", 0), ("words_per_second", float("nan")),
         ("words_per_second", 100_001), ("words_per_second", float("inf")), ("divergent", "perhaps"), ("tempreature", 1),
+        ("context_window", 4_096),
     ],
 )  # fmt: skip
 def test_a_value_out_of_its_bounds_is_refused(name: str, value: object) -> None:
@@ -72,6 +73,21 @@ def test_what_is_asked_for_wins_over_the_personalitys_defaults_and_the_rest_come
 def test_who_asks_for_words_is_not_cut_at_the_personalitys_tokens_but_at_their_own() -> None:
     assert Options(words=2_000).over(Options(max_tokens=100)).max_tokens is None
     assert Options(words=2_000, max_tokens=7).over(Options(max_tokens=100)).max_tokens == 7
+
+
+@pytest.mark.parametrize("window", [-1, 0, 1_023, 2_097_153, 4_096.5, "large"])
+def test_a_personality_asks_for_no_window_that_makes_no_sense(window: object) -> None:
+    with pytest.raises(ValidationError, match="context_window"):
+        PersonalityOptions.model_validate({"context_window": window})
+
+
+@pytest.mark.parametrize("window", [1_024, 2_097_152])
+def test_a_personality_has_options_that_no_request_has_and_they_do_not_get_into_one(window: int) -> None:
+    defaults = PersonalityOptions(temperature=0.7, context_window=window)
+    assert defaults.context_window == window
+    merged = Options(seed=1).over(defaults)
+    assert type(merged) is Options
+    assert merged.asked() == {"temperature": 0.7, "seed": 1}
 
 
 @given(asked=ANY_OPTIONS, defaults=ANY_OPTIONS)
