@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 
@@ -46,6 +47,20 @@ async def test_streamed_or_not_a_reply_is_the_same(http: httpx.AsyncClient) -> N
     assert lines[-1]["done_reason"] == whole["done_reason"] == "stop"
     assert lines[-1]["eval_count"] == whole["eval_count"] == len(lines) - 1
     assert not whole["message"]["content"].isascii()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+async def test_its_chunks_cut_characters_where_they_are_told_to(server: OllamaServer, size: int) -> None:
+    body = {"model": "llama3.2", "messages": HELLO}
+    async with aiohttp.ClientSession() as http:  # which the engine reads with, too
+        whole = await (await http.post(f"{server.url}/api/chat", json=body)).read()
+        server.faults.chunk_bytes = size
+        chunks = [chunk async for chunk in (await http.post(f"{server.url}/api/chat", json=body)).content.iter_any()]
+    assert [json.loads(line)["message"] for line in b"".join(chunks).splitlines()] == [
+        json.loads(line)["message"] for line in whole.splitlines()
+    ]
+    begun = [chunk for chunk in chunks if chunk and 0x80 <= chunk[0] < 0xC0]
+    assert begun, "some begin in the middle of a character"
 
 
 async def test_num_predict_bounds_a_reply(http: httpx.AsyncClient) -> None:

@@ -33,9 +33,10 @@ async def started(server: OllamaServer, **config: Any) -> AsyncIterator[OllamaEn
         await engine.close()
 
 
-def prompt_of(*messages: str, model: str = "", system: str = "") -> Prompt:
+def prompt_of(*messages: str, model: str = "", system: str = "", context_window: int | None = None) -> Prompt:
     """Return a prompt of Robbie's: the user's messages and the answers by turns, the user's last."""
     who = personalities().get("robbie")
+    who = who.model_copy(update={"options": who.options.model_copy(update={"context_window": context_window})})
     roles = [Role.USER if at % 2 == 0 else Role.ASSISTANT for at in range(len(messages))]
     said = tuple(PromptMessage(role, text) for role, text in zip(roles, messages, strict=True))
     return Prompt(who.model_copy(update={"system": system}) if system else who, said, model)

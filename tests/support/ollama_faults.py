@@ -28,8 +28,12 @@ class Faults:
     """The stream ends properly after so many tokens, but without `done: true`, as where the model repeats itself for ever."""
     split_line_after: int | None = None
     """The stream ends in the middle of a line after so many tokens."""
+    chunk_bytes: int = 0
+    """A stream comes in chunks of so many bytes, whatever characters that cuts."""
     done_reason: str = ""
     """What the last line gives as the reason instead of `stop` or `length`; with `load`, nothing else is said."""
+    slot_kept_s: float = 0.0
+    """A reply that has ended keeps its slot so many seconds more, as where the server had not noticed that it was stopped."""
     no_prompt_count: bool = False
     """`prompt_eval_count` is missing, as older servers leave it out for a prompt they had in their cache."""
     load_s: float = 0.0

@@ -21,6 +21,8 @@ class Exchange:
 
     stream_type = "application/x-ndjson"
     """What a stream says that it is."""
+    chunk_bytes = 0
+    """Bytes in a chunk of a stream; 0: all that is sent together."""
 
     def __init__(
         self, method: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str], writer: asyncio.StreamWriter
@@ -44,10 +46,16 @@ class Exchange:
         await self.raw(_line(document) + b"\n")
 
     async def raw(self, data: bytes) -> None:
-        """Send one chunk of a stream, whatever is in it."""
+        """Send a stretch of a stream, whatever is in it: one chunk, or those that `chunk_bytes` makes of it."""
         head = b"" if self._streaming else _head(200, self.stream_type, "Transfer-Encoding: chunked")
         self._streaming = True
-        await self._send(head, b"%x\r\n%s\r\n" % (len(data), data))
+        size = self.chunk_bytes or len(data)
+        for at in range(0, len(data), size):
+            chunk = data[at : at + size]
+            if _in_a_character(chunk):
+                await _others_read()
+            await self._send(head, b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            head = b""
 
     async def end(self) -> None:
         """End a stream."""
@@ -61,6 +69,17 @@ class Exchange:
     async def _send(self, *data: bytes) -> None:
         self._writer.write(b"".join(data))
         await self._writer.drain()
+
+
+def _in_a_character(chunk: bytes) -> bool:
+    """Say whether `chunk` begins in the middle of a character of UTF-8."""
+    return 0x80 <= chunk[0] < 0xC0
+
+
+async def _others_read() -> None:
+    """Let a client on this loop read what was sent so far by itself: in the first round it reads, in the second it is told."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 def _line(document: object) -> bytes:

@@ -6,13 +6,14 @@ What it says is known to the letter (`tests.support.ollama_replies`), what is wr
 in the same process through `faults` and `counts`, from outside with `GET /control` and `POST /control {"hang_after": 5}`.
 
 As in Ollama: a prompt that is longer than `num_ctx` loses its oldest messages, without a word, but never the system prompt or the
-last message; a model is loaded anew where `num_ctx` changes; a thinking model thinks unless told not to.
+last message; a model is loaded anew where `num_ctx` changes; a thinking model thinks unless told not to; with `parallel`, as many
+replies are made at a time, and further ones wait.
 """
 
 import argparse
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -39,16 +40,22 @@ class OllamaServer:
         library: Sequence[str] = (),
         version: str = "0.12.6",
         context_length: int = 131_072,
+        parallel: int = 0,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        """Have `models` and the `thinking` ones; those of the `library` can be pulled."""
+        """Have `models` and the `thinking` ones; those of the `library` can be pulled. `parallel`: 0 for any number."""
         self.faults, self.counts = Faults(), Counts()
         self.models = [full(name) for name in (*models, *thinking)]
         self.thinking = {full(name) for name in thinking}
         self.library = {full(name) for name in library}
         self.version, self.context_length = version, context_length
+        self.sizes: dict[str, int] = {}
+        """Bytes of a model, by its full name, where that matters."""
+        self.embedding: set[str] = set()
+        """Full names of those that cannot chat."""
         self.loaded: dict[str, tuple[int, datetime]] = {}
+        self._slots = asyncio.Semaphore(parallel) if parallel else None
         self._loading = asyncio.Lock()
         self._http = HttpServer(self._handle, host=host, port=port)
         self._routes: dict[tuple[str, str], Callable[[Exchange], Any]] = {
@@ -94,6 +101,7 @@ class OllamaServer:
 
     async def _handle(self, request: Exchange) -> None:
         self.counts.requests[request.path] += 1
+        request.chunk_bytes = self.faults.chunk_bytes
         controlling = request.path == "/control"
         if self.faults.hang and not controlling:
             await asyncio.Event().wait()
@@ -113,7 +121,14 @@ class OllamaServer:
 
     def _about(self, name: str) -> dict[str, Any]:
         details = {"parent_model": "", "format": "gguf", "family": "stand-in", "families": ["stand-in"], "parameter_size": "0B"}
-        return {"name": name, "model": name, "size": 1_000, "digest": "0" * 64, "modified_at": now(), "details": details}
+        return {
+            "name": name,
+            "model": name,
+            "size": self.sizes.get(name, 1_000),
+            "digest": "0" * 64,
+            "modified_at": now(),
+            "details": details,
+        }
 
     async def _ps(self, request: Exchange) -> None:
         now = datetime.now(UTC)
@@ -128,7 +143,8 @@ class OllamaServer:
         name = full(str(request.body.get("model", "")))
         if name not in self.models:
             return await request.fail(404, f"model '{request.body.get('model')}' not found")
-        capabilities = ["completion", *(["thinking"] if name in self.thinking else [])]
+        capabilities = ["embedding"] if name in self.embedding else ["completion"]
+        capabilities += ["thinking"] if name in self.thinking else []
         info = {"general.architecture": "stand-in", "stand-in.context_length": self.context_length}
         await request.answer({"template": "", "details": {}, "model_info": info, "capabilities": capabilities})
 
@@ -172,8 +188,20 @@ class OllamaServer:
         if body.get("_debug_render_only") and faults.renders:
             return await request.answer({**empty, "done": False, "_debug_info": {"rendered_template": render(messages, faults)}})
         self.counts.chats.append(dict(body))
-        with self.counts.living():
+        async with self._slot():
             await Reply(faults, self.counts, request, name, messages, num_ctx, thinking=name in self.thinking).run()
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """Count a reply while the server is at it, once it has a slot."""
+        if self._slots is not None:
+            await self._slots.acquire()
+        try:
+            with self.counts.living():
+                yield
+        finally:
+            if self._slots is not None:
+                asyncio.get_running_loop().call_later(self.faults.slot_kept_s, self._slots.release)
 
     async def _load(self, name: str, num_ctx: int, keep_alive: object) -> None:
         async with self._loading:
@@ -195,7 +223,12 @@ def _duration(value: object) -> timedelta:
 async def _serve(arguments: argparse.Namespace) -> None:
     models = arguments.model or ([] if arguments.thinking else ["llama3.2"])
     server = OllamaServer(
-        *models, thinking=arguments.thinking, library=arguments.library, host=arguments.host, port=arguments.port
+        *models,
+        thinking=arguments.thinking,
+        library=arguments.library,
+        parallel=arguments.parallel,
+        host=arguments.host,
+        port=arguments.port,
     )
     server.faults.tokens_per_second = arguments.tokens_per_second
     async with server:
@@ -210,6 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", action="append", default=[], help="a model that it has (repeat for several)")
     parser.add_argument("--thinking", action="append", default=[], help="the same, and it thinks")
     parser.add_argument("--library", action="append", default=[], help="a model that can be pulled")
+    parser.add_argument("--parallel", type=int, default=0, help="replies at a time; 0: any number")
     parser.add_argument("--tokens-per-second", type=float, default=None, help="speed of a reply; without it, at once")
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(parser.parse_args()))

@@ -31,8 +31,6 @@ class OpenAIFaults(Faults):
     """A prefix is taken for an earlier reply: after so many of its tokens the answer is another one. 0: from the beginning."""
     body: object = None
     """What is sent with `status` instead of an error in the usual form."""
-    chunk_bytes: int = 0
-    """A stream comes in chunks of so many bytes, whatever characters that cuts."""
     finish: str = ""
     """The reason of the end instead of `stop` or `length`."""
     no_usage: bool = False
@@ -92,6 +90,7 @@ class OpenAIServer:
 
     async def _handle(self, request: Exchange) -> None:
         self.counts.requests[request.path] += 1
+        request.chunk_bytes = self.faults.chunk_bytes
         if request.path != "/control":
             if self.faults.hang:
                 await asyncio.Event().wait()
@@ -190,7 +189,7 @@ class _Reply:
         speed = self._faults.tokens_per_second
         await asyncio.sleep(1 / speed if speed else 0)
         if self._faults.comments:
-            await self._raw(b": still here\n\n")
+            await self._request.raw(b": still here\n\n")
 
     async def _fails(self) -> bool:
         """Fail as the faults say, if it is time to; say whether the stream is over."""
@@ -202,11 +201,11 @@ class _Reply:
         if sent == faults.error_after:
             error = json.dumps(_error(faults.status or 500, faults.error))
             if faults.error_form == "error":
-                await self._raw(f"error: {json.dumps(faults.error)}\n\n".encode())
+                await request.raw(f"error: {json.dumps(faults.error)}\n\n".encode())
             else:
                 await self._data(error if faults.error_form == "data" else json.dumps({"error": faults.error}))
         elif sent == faults.split_line_after:
-            await self._raw(b'data: {"id": "c", "choices": [{"index": 0, "delta": {"con')
+            await request.raw(b'data: {"id": "c", "choices": [{"index": 0, "delta": {"con')
         elif sent == faults.end_after:
             await self._data("[DONE]")
         else:
@@ -222,12 +221,7 @@ class _Reply:
         )
 
     async def _data(self, text: str) -> None:
-        await self._raw(f"data: {text}\n\n".encode())
-
-    async def _raw(self, data: bytes) -> None:
-        size = self._faults.chunk_bytes or len(data)
-        for at in range(0, len(data), size):
-            await self._request.raw(data[at : at + size])
+        await self._request.raw(f"data: {text}\n\n".encode())
 
 
 def _error(status: int, message: str, kind: str = "invalid_request_error") -> dict[str, Any]:
