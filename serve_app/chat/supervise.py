@@ -181,14 +181,18 @@ class Supervisor:
         token, tried, elsewhere, patience = due.token, 0, self._departure.leaving, self._config.unclaimed_beats
         failed: set[str] = set()
         unfit: set[str] = set()
+        busy: set[str] = set()
         given_up = False  # by the engine of its last run
         while True:
             # Where nothing is known of the replicas, a turn that has begun stays with its pool.
-            turns = 0 if due.pool else tried
-            place = self._roster.place(_chain(personality, due.pool), warm=warm, failed=failed, unfit=unfit, tried=turns)
-            if given_up and not place.replica:  # nobody is known who could do better
-                await fail_given_back(self._turns, due.turn_id, mine=token, meter=self._meter)
-                return
+            turns, chain = 0 if due.pool else tried, _chain(personality, due.pool)
+            place = self._roster.place(chain, warm=warm, failed=failed | busy, unfit=unfit, tried=turns)
+            if given_up and not place.replica:
+                place = self._roster.place(chain, warm=warm, failed=failed, unfit=unfit, tried=turns)
+                if not place.replica:  # nobody is known who could do better
+                    await fail_given_back(self._turns, due.turn_id, mine=token, meter=self._meter)
+                    return
+                place = replace(place, spare_replica=False, spare_pool=False)  # all others have been asked
             run = new_token()
             plan = Plan(place.choice.pool, pinned, place.choice.model)
             self._roster.sent(place.replica)
@@ -215,7 +219,7 @@ class Supervisor:
                 if isinstance(again, Verdict):
                     log.info("Turn %s: %s; %s.", due.turn_id, reason.code, again.value)
                     return
-                failed.add(place.replica)
+                (busy if isinstance(reason, Overloaded) else failed).add(place.replica)
                 if not (isinstance(reason, Overloaded) or place.full):
                     self._roster.shun(place.replica)
                 if isinstance(reason, ReplicaLeaving):

@@ -263,6 +263,18 @@ async def test_who_came_up_since_the_turn_was_sent_goes_on_where_its_engine_fail
     assert mesh.calls == ["g1", late.name]
 
 
+@pytest.mark.parametrize("pool", ["gpu", "ollama"])
+async def test_an_engine_that_fails_waits_for_the_only_other_one_where_that_has_no_room(
+    redis_server: RedisProcess, pool: str
+) -> None:
+    fails = Replica("g1", "gpu", Wordy("large", fails=EngineUnavailable("Gone."), after=6), node="aurora")
+    full = Replica("other", pool, Wordy("large"), refuses=3)
+    async with aurora(redis_server, fails, full) as (stack, mesh):
+        end = ends(await answer(stack))
+    assert (end.pool, end.attempt) == (pool, 2)
+    assert mesh.calls == ["g1", *["other"] * 4]
+
+
 async def test_a_silent_server_of_the_only_pool_fails_its_turn_and_the_next_one_goes_to_another_replica(
     redis_server: RedisProcess,
 ) -> None:

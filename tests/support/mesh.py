@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 
 from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, EngineStatus, Prefix, Prompt
-from serve_app.chat.errors import EngineError, EngineUnavailable
+from serve_app.chat.errors import EngineError, EngineUnavailable, Overloaded
 from serve_app.chat.events import Usage
 from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.options import Options
@@ -92,6 +92,8 @@ class Replica:
     status: ReplicaStatus = ReplicaStatus.READY
     dead: bool = False
     """Calls to it fail as those to a dead actor do; its record stands until it ends by itself."""
+    refuses: int = 0
+    """So many calls find no room there."""
 
 
 class Mesh(Pools):
@@ -162,6 +164,9 @@ class Mesh(Pools):
         each = next((each for each in there if each.name == prefer), there[0] if there else None)
         if each is None or each.dead:
             raise EngineUnavailable("The replica is gone.")
+        if each.refuses:
+            each.refuses -= 1
+            raise Overloaded()
         work = self._generators[each.name].run(turn_id, dispatch=dispatch, run=run, plan=replace(plan))
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
