@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGTERM, SIGUSR1
 
 import pytest
 
@@ -30,9 +30,9 @@ def ray(prefix: Path) -> Iterator["subprocess.Popen[bytes]"]:
         yield process
 
 
-def interrupts(process: "subprocess.Popen[bytes]") -> str:
-    """How to stop it, in a way that tells who did it."""
-    return f"kill -INT {process.pid}"
+def ends(process: "subprocess.Popen[bytes]") -> str:
+    """How to stop it, in a way that tells who did it, and which no shell has it ignore."""
+    return f"kill -USR1 {process.pid}"
 
 
 @pytest.mark.parametrize("unit", ["aurora-head.service", "aurora-worker.service"])
@@ -40,17 +40,17 @@ def interrupts(process: "subprocess.Popen[bytes]") -> str:
 def test_a_node_that_systemd_runs_is_stopped_by_its_unit(
     unit: str, state: str, prefix: Path, ray: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    systemd = Systemd(tmp_path / "bin", monkeypatch, unit=unit, prefix=prefix, state=state, stop=interrupts(ray))
+    systemd = Systemd(tmp_path / "bin", monkeypatch, unit=unit, prefix=prefix, state=state, stop=ends(ray))
     assert stop(Settings()) == 1
     assert systemd.changes == [f"stop {unit}"]
-    assert ray.wait(10) == -SIGINT
+    assert ray.wait(10) == -SIGUSR1
 
 
 def test_an_installation_is_known_also_by_another_path(
     prefix: Path, ray: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "opt").symlink_to(prefix)
-    systemd = Systemd(tmp_path / "bin", monkeypatch, prefix=tmp_path / "opt", stop=interrupts(ray))
+    systemd = Systemd(tmp_path / "bin", monkeypatch, prefix=tmp_path / "opt", stop=ends(ray))
     assert stop(Settings()) == 1
     assert systemd.changes == ["stop aurora-worker.service"]
 
