@@ -65,6 +65,7 @@ class SupervisorConfig:
     sweep_batch: int = 64
     sweep_pause_s: float = 0.01
     retry_s: float = 0.25
+    """Between two tries of a turn that nobody can run; up to four times as long, the longer it waits."""
     elsewhere_s: float = 0.05
     unclaimed_beats: int = 2
     """Beats after which a turn that no run has claimed goes to another replica; twice as many for every further try."""
@@ -227,7 +228,8 @@ class Supervisor:
                     await asyncio.sleep(self._config.elsewhere_s)
                 elif again.attempt == due.attempt:  # it was never claimed: queue, cold start, no replica
                     tried += 1
-                    await asyncio.sleep(0 if place.spare_replica or place.spare_pool else self._config.retry_s)
+                    pause_s = self._config.retry_s * min(4, 1 + tried // 8)  # a thousand may wait for one that is away
+                    await asyncio.sleep(0 if place.spare_replica or place.spare_pool else pause_s)
                 else:
                     given_up = False
                     log.warning("Turn %s: attempt %d died; the next one starts.", due.turn_id, again.attempt)

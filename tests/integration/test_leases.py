@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from itertools import pairwise
 from typing import cast
 
 import pytest
@@ -95,6 +96,31 @@ class SilentReplica:
         if not elsewhere:
             await asyncio.Event().wait()
         return "ok"
+
+
+class AbsentPool:
+    """Refuses every turn at once; remembers when it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    async def run_turn(
+        self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
+    ) -> str:
+        self.asked.append(asyncio.get_running_loop().time())
+        raise EngineUnavailable("Its machine is off.")
+
+
+async def test_a_turn_that_nobody_can_run_asks_the_more_seldom_the_longer_it_waits(at: Store) -> None:
+    new, pool = new_turn(), AbsentPool()
+    await at.turns.begin(new)
+    async with Supervisor(at.turns, pool, personalities(), FAST) as router:
+        router.take(new.turn_id, token=new.token, personality="robbie")
+        await until(lambda: len(pool.asked) > 32)
+    waited = [later - earlier for earlier, later in pairwise(pool.asked)]
+    assert all(pause >= FAST.retry_s for pause in waited)
+    assert all(pause >= 4 * FAST.retry_s for pause in waited[24:])
+    assert (await at.turns.read(new.turn_id)).end is None
 
 
 async def test_a_turn_that_a_silent_replica_does_not_claim_goes_to_another(at: Store) -> None:
