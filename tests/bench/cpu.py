@@ -1,4 +1,4 @@
-"""CPU time of the processes of a system under test, by what they do."""
+"""CPU time of the processes of a system under test, by what they do, and their memory."""
 
 import collections
 import contextlib
@@ -30,6 +30,15 @@ def spent(pids: Iterable[int]) -> Spent:
             times = process.cpu_times()
             each[pid, process.create_time()] = (_role(process), times.user + times.system)
     return Spent(each)
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Return the memory of these processes together (PSS: what some share is counted once); only as root it is all of it."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            total += psutil.Process(pid).memory_full_info().pss
+    return total
 
 
 def machine_busy_s() -> float:

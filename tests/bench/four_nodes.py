@@ -21,7 +21,7 @@ from cluster.lab.places import CLIENTS
 from cluster.lab.up import bring_up, take_down
 from cluster.progress import Progress
 from cluster.settings import PROJECT_ROOT
-from tests.bench.cpu import machine_busy_s, spent
+from tests.bench.cpu import machine_busy_s, memory_bytes, spent
 from tests.bench.paced import Plan, Seen
 from tests.drills.balancer import balancer
 from tests.drills.seen import BALANCER
@@ -79,7 +79,7 @@ def measure(rounds: int) -> dict[str, Any]:
         NotReady: the lab does not become whole, or did not stay so.
         LoadFailed: the load program failed.
     """
-    with _fresh_lab() as lab, balancer(lab) as by_balancer:
+    with _fresh_lab() as (lab, up_s), balancer(lab) as by_balancer:
         stage = Stage(lab, lambda what: print(f"  {what}", flush=True))
         generating = [name for name in lab.nodes if name != lab.cluster.head]
         stage.wait_until_whole(generating, _WHOLE_S)
@@ -97,11 +97,14 @@ def measure(rounds: int) -> dict[str, Any]:
                 windows.append(_window(lab, users, number, names, per_second))
                 _say_window(f"{number + 1}/{rounds}", windows[-1])
         stage.wait_until_whole(generating, _WHOLE_S)
+        memory = memory_bytes(pid for node in lab.nodes for pid in processes(node))
     latencies = [asdict(_latency(door, stream, seen[stream])) for stream in (False, True) for door in doors]
     return {
         "per_second": PER_SECOND,
         "per_node": PER_NODE,
         "window_s": WINDOW_S,
+        "up_s": up_s,
+        "memory_bytes": memory,
         "latency": latencies,
         "cpu": [asdict(window) for window in windows],
     }
@@ -129,11 +132,14 @@ class Users:
 
 
 @contextmanager
-def _fresh_lab() -> Iterator[Lab]:
+def _fresh_lab() -> Iterator[tuple[Lab, float]]:
+    """Give a lab, and the seconds until all its nodes had answered."""
+    begun = time.monotonic()
     bring_up(Progress(Console()))
+    up_s = time.monotonic() - begun
     try:
         with Lab() as lab:
-            yield lab
+            yield lab, up_s
     finally:
         take_down()
 

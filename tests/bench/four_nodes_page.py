@@ -7,6 +7,8 @@ from typing import Any
 
 LATENCY_MS = 50
 GROWTH = 1.15
+UP_S = 60
+MEMORY_GB = 5
 Rate = Callable[[int], float]
 """How many turns come a second in all, when so many nodes serve."""
 RAY = ("gcs_server", "raylet", "serve controller", "rest of ray")
@@ -30,7 +32,7 @@ def section(data: dict[str, Any]) -> list[str]:
             f"Users come at random moments, {data['per_second']:.0f} turns/s in all, whether the last one has its answer or not; "
             f"20-token instant replies, ten turns a conversation. {len(rounds)} rounds, {data['window_s']:.0f} s for each figure "
             f"in each. While CPU was measured, others on the machine took {statistics.median(others):.2f} cores (median; at most "
-            f"{max(others):.2f}). Failed requests: {failures} of {turns}.",
+            f"{max(others):.2f}). Failed requests: {failures} of {turns}. Memory: PSS of all processes of the four nodes.",
             120,
         ),
         "By itself: `sudo .venv/bin/python -m tests.bench four-nodes`, about six minutes.",
@@ -89,6 +91,9 @@ def _bars(data: dict[str, Any], rounds: list[int]) -> list[str]:
     for said, rate in (("in all", lambda nodes: data["per_second"]), ("at each", lambda nodes: data["per_node"] * nodes)):
         growth = statistics.median(_ratios(windows, rounds, 4, rate))
         bars.append((f"CPU of a turn, 4 nodes ≤ {GROWTH} × 1 node, as many turns {said}", growth <= GROWTH, f"{growth:.2f} ×"))
+    bars.append((f"four nodes have answered within {UP_S} s", data["up_s"] < UP_S, f"{data['up_s']:.0f} s"))
+    memory = data["memory_bytes"] / 1e9
+    bars.append((f"their memory < {MEMORY_GB} GB, after the load", memory < MEMORY_GB, f"{memory:.1f} GB"))
     lines = [f"| {bar} | {value} | {'reached' if reached else '**not reached**'} |" for bar, reached, value in bars]
     return ["| bar | this run | |", "|---|---|---|", *lines]
 

@@ -1,10 +1,13 @@
 """The page of `make bench`: what it says of four nodes follows from the records."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bench.cpu import memory_bytes
 from tests.bench.four_nodes_page import section
 from tests.bench.page import write_page
 
@@ -41,7 +44,10 @@ def records(*, of_four: float = 2.0) -> dict[str, Any]:
         "python": "3.11.7", "measured": "2026-11-23",
     }  # fmt: skip
     latencies = [latency(door, stream) for stream in (False, True) for door in (*NODES, "balancer")]
-    return {"facts": facts, "per_second": 50.0, "per_node": 25.0, "window_s": 12.0, "latency": latencies, "cpu": windows}
+    return {
+        "facts": facts, "per_second": 50.0, "per_node": 25.0, "window_s": 12.0, "up_s": 42.4, "memory_bytes": 3_210_000_000,
+        "latency": latencies, "cpu": windows,
+    }  # fmt: skip
 
 
 def page(data: dict[str, Any]) -> str:
@@ -74,6 +80,35 @@ def test_one_slow_door_is_named_in_the_bar_that_it_misses() -> None:
     data = records()
     data["latency"][2] |= {"p99_ms": 61.0}
     assert "| added p99 < 50 ms at every door, whole reply | 61.0 ms (vengeance) | **not reached** |" in page(data)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("up_s", 42.4, "within 60 s | 42 s | reached |"),
+        ("up_s", 61.0, "within 60 s | 61 s | **not reached** |"),
+        ("memory_bytes", 3_210_000_000, "after the load | 3.2 GB | reached |"),
+        ("memory_bytes", 5_100_000_000, "after the load | 5.1 GB | **not reached** |"),
+    ],
+)
+def test_the_time_and_the_memory_of_the_lab_are_told_against_their_bars(key: str, value: float, said: str) -> None:
+    assert said in page(records() | {key: value})
+
+
+def test_memory_that_processes_share_is_counted_once() -> None:
+    shared = 64 * 2**20
+    parent = (
+        "import os, sys\n"
+        f"block = bytearray(os.urandom({shared}))\n"
+        "child = os.fork()\n"
+        "print(os.getpid(), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pids = [int(process.stdout.readline()), int(process.stdout.readline())]
+        assert shared <= memory_bytes(pids) < 1.7 * shared
+        assert memory_bytes([*pids, 2**22 - 1]) < 1.7 * shared, "one that is no more counts nothing"
 
 
 def test_failed_requests_are_counted_over_both_measurements() -> None:
