@@ -44,6 +44,11 @@ async def _knock(http: httpx.AsyncClient, door: Door, run: str, found: list[Prob
             group.create_task(_once(http, door, kind, f"probe_{run}_{door.name}_{number}", found))
 
 
+def says_it_leaves(health: httpx.Response) -> bool:
+    """Whether a node's health is that it leaves: an answer, for balancers, while whoever asks it for more is served as ever."""
+    return health.status_code == 503 and '"draining"' in health.text
+
+
 async def _once(http: httpx.AsyncClient, door: Door, kind: Literal["get", "chat"], client_id: str, found: list[Probe]) -> None:
     at, why = now(), ""
     try:
@@ -53,7 +58,7 @@ async def _once(http: httpx.AsyncClient, door: Door, kind: Literal["get", "chat"
             else:
                 body = {"message": "Hello", "client_id": client_id, "options": {"words": 1}}
                 response = await http.post(f"{door.url}/api/chat", json=body)
-        if response.status_code != 200:
+        if response.status_code != 200 and not (kind == "get" and says_it_leaves(response)):
             why = f"{response.status_code} {response.text[:80]}"
     except (httpx.TransportError, TimeoutError) as error:
         why = type(error).__name__

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.drills.__main__ import NOTES, PAGE
@@ -10,6 +11,7 @@ from tests.drills.bars import bars, quantile
 from tests.drills.durability import Durability, Frozen, Killed, load
 from tests.drills.faults import FAULTS, RUNS, fault
 from tests.drills.page import render
+from tests.drills.probe import says_it_leaves
 from tests.drills.records import Before, Counts, Door, Failed, Hit, Record, load_all, missing, save
 from tests.drills.seen import Probe
 
@@ -206,6 +208,18 @@ def test_a_second_is_bad_if_any_request_in_it_failed_and_a_dead_door_is_not_aske
     found = doors(probes, fault_at=100.0, away={"aurora": (100.0, 109.0)})
 
     assert found == {"star": Door(seconds=3, bad=[0]), "aurora": Door(seconds=2, bad=[])}
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "leaves"),
+    [
+        (503, {"error": {"code": "draining"}}, True),
+        (503, {"error": {"code": "overloaded"}}, False),
+        (200, {"status": "ok"}, False),
+    ],
+)
+def test_a_door_that_says_it_leaves_is_told_from_one_that_fails(code: int, body: dict[str, object], leaves: bool) -> None:
+    assert says_it_leaves(httpx.Response(code, json=body)) is leaves
 
 
 def test_a_second_is_dark_if_no_door_answered_anything() -> None:
