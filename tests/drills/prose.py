@@ -36,8 +36,8 @@ every replica runs, and the Redis primary has both replicas in sync; the time fo
 AVAILABILITY = """Every door (each node that lives, and the balancer) is knocked at four times a second, once with a message. A
 second of a door is *bad* if any request that began in it failed or took longer than 2 s; it is *dark* if no door at all answered
 anything. That a node leaves is an answer of its health, too. Where all nodes are restarted, a door's seconds end when its node
-goes down; in runs before 2026-11-30 when it begins to leave, 20 s before. {target} of a month allows {allowed} bad seconds, so it holds for so many faults of a kind a month: for who
-uses one node, on average over the doors, and for who comes by the balancer.
+goes down; in runs before 2026-11-30 when it begins to leave, 20 s before. {target} of a month allows {allowed} bad seconds, so it
+holds for so many faults of a kind a month: for who uses one node, on average over the doors, and for who comes by the balancer.
 """
 
 FROZEN = """Both replicas of the chat's Redis stand still for {seconds:g} s. {asked_before} clients had asked before, and
