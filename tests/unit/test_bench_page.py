@@ -101,7 +101,7 @@ def test_memory_that_processes_share_is_counted_once() -> None:
         "import os, sys\n"
         f"block = bytearray(os.urandom({shared}))\n"
         "child = os.fork()\n"
-        "print(os.getpid(), flush=True)\n"
+        "os.write(1, b'%d\\n' % os.getpid())\n"  # in one piece: both write at once
         "sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
