@@ -79,6 +79,7 @@ def wait(
     if len(pools) == len(described):
         pools = {}  # nobody tells how their replicas are
     known: set[object] = set()
+    told: Sequence[PoolReplica] = ()
     moved_at, able_since, limit_s = now(), None, QUIET_S
     while True:
         try:
@@ -90,7 +91,8 @@ def wait(
             pause(_LOOK_EVERY_S)
             continue
         _raise_mistakes(applications, described)
-        told = replicas() if pools else ()
+        if pools:
+            told = replicas() or told  # a chat that does not answer for once has not lost its pools
         waiting = {name: applications.get(name, {}) for name in described if name not in pools}
         waiting = {name: application for name, application in waiting.items() if application.get("status") != "RUNNING"}
         seen = [_look(name, about, applications.get(name, {}), told) for name, about in pools.items()]

@@ -220,9 +220,12 @@ class Supervisor:
                 if isinstance(again, Verdict):
                     log.info("Turn %s: %s; %s.", due.turn_id, reason.code, again.value)
                     return
-                (busy if isinstance(reason, Overloaded) else failed).add(place.replica)
-                if not (isinstance(reason, Overloaded) or place.full):
+                no_room = isinstance(reason, Overloaded) or place.full
+                (busy if no_room else failed).add(place.replica)
+                if not no_room:
                     self._roster.shun(place.replica)
+                if not place.replica:
+                    busy.clear()  # all have been asked: they may have room by now
                 if isinstance(reason, ReplicaLeaving):
                     elsewhere = True
                     await asyncio.sleep(self._config.elsewhere_s)

@@ -14,6 +14,7 @@ from serve_app.chat.options import PersonalityOptions
 from serve_app.chat.personalities import Personalities, PoolChoice
 from serve_app.chat.replicas import ReplicaStatus
 from serve_app.chat.service import Ask
+from serve_app.chat.supervise import SupervisorConfig
 from serve_app.engines import ScriptedConfig, ScriptedEngine
 from tests.support.mesh import TEXT, WORDS, Mesh, Replica, Wordy
 from tests.support.redis_process import RedisProcess
@@ -273,6 +274,21 @@ async def test_an_engine_that_fails_waits_for_the_only_other_one_where_that_has_
         end = ends(await answer(stack))
     assert (end.pool, end.attempt) == (pool, 2)
     assert mesh.calls == ["g1", *["other"] * 4]
+
+
+async def test_an_engine_that_fails_waits_in_the_queue_of_the_only_other_one_however_long_that_is(
+    redis_server: RedisProcess,
+) -> None:
+    fails = Replica("g1", "gpu", Wordy("large", fails=EngineUnavailable("Gone."), after=6), node="aurora")
+    full = Replica("g2", "gpu", Wordy("large", slots=1, busy=1), queues=2)
+    soon = SupervisorConfig(beat_s=0.05, retry_s=0.02, unclaimed_beats=2, queued_beats=2)
+    async with (
+        Mesh(redis_server.url, fails, full) as mesh,
+        Stack(redis_server.url, pools=mesh, people=people(), supervising=soon) as stack,
+    ):
+        end = ends(await answer(stack))
+    assert (end.pool, end.attempt) == ("gpu", 2)
+    assert mesh.calls == ["g1", "g2", "g2", "g2"]
 
 
 async def test_a_silent_server_of_the_only_pool_fails_its_turn_and_the_next_one_goes_to_another_replica(

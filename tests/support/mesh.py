@@ -94,6 +94,8 @@ class Replica:
     """Calls to it fail as those to a dead actor do; its record stands until it ends by itself."""
     refuses: int = 0
     """So many calls find no room there."""
+    queues: int = 0
+    """So many calls wait there for room that does not come."""
 
 
 class Mesh(Pools):
@@ -167,6 +169,9 @@ class Mesh(Pools):
         if each.refuses:
             each.refuses -= 1
             raise Overloaded()
+        if each.queues:
+            each.queues -= 1
+            await asyncio.Event().wait()
         work = self._generators[each.name].run(turn_id, dispatch=dispatch, run=run, plan=replace(plan))
         task = asyncio.ensure_future(work)
         self._tasks.add(task)

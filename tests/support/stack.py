@@ -27,7 +27,7 @@ from serve_app.chat.options import OptionLimits
 from serve_app.chat.personalities import Personalities, Personality
 from serve_app.chat.placing import Roster
 from serve_app.chat.service import ChatService, ServiceConfig
-from serve_app.chat.supervise import Pools, Supervisor
+from serve_app.chat.supervise import Pools, Supervisor, SupervisorConfig
 from serve_app.chat.turns import Plan
 from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
 from serve_app.state.bus import RedisBus
@@ -108,6 +108,7 @@ class Stack:
         meter: Meter = UNMEASURED,
         pools: Pools | None = None,
         people: Personalities | None = None,
+        supervising: SupervisorConfig | None = None,
     ) -> None:
         people = people or personalities()
         self.redis = connect(url, replicas=replicas)
@@ -123,7 +124,7 @@ class Stack:
         self.pool = DirectPool(self.generator)
         self.roster = Roster(RedisReplicas(self.scripts) if pools else None, node=node, every_s=0.1)
         self.supervisor = Supervisor(
-            self.turns, pools or self.pool, people, roster=self.roster, meter=meter, departure=self.departure
+            self.turns, pools or self.pool, people, supervising, roster=self.roster, meter=meter, departure=self.departure
         )
         limits = ServiceConfig(limits=OptionLimits(drill_options=True))
         self.service = ChatService(

@@ -132,6 +132,14 @@ def test_while_the_first_pool_pulls_or_loads_it_is_waited_for_however_long_that_
     assert serving.seconds > 2 * QUIET_S
 
 
+def test_a_chat_that_does_not_say_for_once_how_the_pools_are_ends_no_load() -> None:
+    loading = {"chat": CHAT, "ollama": serve("STARTING"), "gpu": GPU_OFF}
+    word = told("ollama", "starting", "loading llama3.2")
+    still: list[Picture] = [(loading, [word])] * int(QUIET_S * 5)
+    there: Picture = ({"chat": CHAT, "ollama": serve("RUNNING"), "gpu": GPU_OFF}, [READY])
+    assert [late.pool for late in Serve(*still, (loading, []), there).waited()] == ["gpu"]
+
+
 def test_where_no_pool_can_answer_and_none_will_by_itself_it_fails_soon_and_says_why_and_what_to_do() -> None:
     applications = {"chat": CHAT, "ollama": serve("RUNNING"), "gpu": serve("RUNNING")}
     serving = Serve((applications, [told("ollama", "starting", AWAY), told("gpu", "starting", "No server there.")]))
