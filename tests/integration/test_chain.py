@@ -276,6 +276,13 @@ async def test_an_engine_that_fails_waits_for_the_only_other_one_where_that_has_
     assert mesh.calls == ["g1", *["other"] * 4]
 
 
+async def test_a_replica_that_had_no_room_is_asked_for_again_once_all_have_been_asked(redis_server: RedisProcess) -> None:
+    only = people((PoolChoice(pool="gpu"),))
+    async with aurora(redis_server, Replica("g1", "gpu", Wordy("large"), refuses=2), people=only) as (stack, mesh):
+        ends(await answer(stack))
+    assert mesh.calls == ["g1", "?", "g1"], "and not left to Serve for ever, which may choose one that has no engine yet"
+
+
 async def test_an_engine_that_fails_waits_in_the_queue_of_the_only_other_one_however_long_that_is(
     redis_server: RedisProcess,
 ) -> None:
