@@ -18,7 +18,7 @@ REDIS_PORT = 6379
 SENTINEL_PORT = 26379
 CONTROL_REDIS_PORT = 6380
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$"
 
 
 def _ipv4(value: str) -> str:
@@ -56,7 +56,7 @@ class ChatRedis(_Part):
     """The chat's Redis."""
 
     url: str = Field("", description="A Redis of your own (redis:// or sentinel://); empty: the one on these nodes.")
-    master: str = Field("aurora", pattern=_NAME, description="Its name at the Sentinels.")
+    master: str = Field("aurora", pattern=NAME, description="Its name at the Sentinels.")
     durability_replicas: int = Field(
         1, ge=0, description="On how many replicas a message or an answer must be before it is acknowledged."
     )
@@ -74,9 +74,9 @@ class RayControl(_Part):
 class ClusterFile(_Part):
     """A cluster, as its operator describes it."""
 
-    name: str = Field(pattern=_NAME, description="Name of the cluster: keeps its state apart from others' in the same Redis.")
+    name: str = Field(pattern=NAME, description="Name of the cluster: keeps its state apart from others' in the same Redis.")
     head: str = Field(description="Name of the node that is Ray's head.")
-    nodes: dict[Annotated[str, Field(pattern=_NAME)], NodeSpec] = Field(min_length=1, description="The nodes, by name.")
+    nodes: dict[Annotated[str, Field(pattern=NAME)], NodeSpec] = Field(min_length=1, description="The nodes, by name.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the chat on every node.")
     serve_config: Path = Field(description="The Serve configuration to run.")
     redis: ChatRedis = Field(default_factory=lambda: ChatRedis.model_validate({}), description="The chat's Redis.")

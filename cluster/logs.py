@@ -17,7 +17,7 @@ _SERVE = {
     "proxy": ("proxy_*.log", "haproxy_*.log"),
     "controller": ("controller_*.log",),
 }
-_HOME = {"redis": "redis.log", "ray": "ray.log"}
+_HOME = {"redis": "redis.log", "ray": "ray.log", "caretaker": "caretaker.log"}
 COMPONENTS = (*_SERVE, "haproxy", *_HOME)
 
 

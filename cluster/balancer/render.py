@@ -16,14 +16,22 @@ BUFFER_BYTES = BODY_BYTES + 64 * 1024
 TRIES_PER_NODE = 3
 """With two of four nodes dead and not yet known to be, a try meets a dead one with a chance of 1/3: twelve do once in 10⁶."""
 
+CARETAKER = "Aurora-Caretaker"
+"""Header: the node whose caretaker sent this on."""
+
 
 @dataclass(frozen=True)
 class Front:
-    """Where a balancer listens. `certificate` and `key` are PEM files; without them it speaks plain HTTP."""
+    """Where a balancer listens. `certificate` and `key` are PEM files; without them it speaks plain HTTP.
+
+    `caretaker` is the name of the node whose own port this is (`cluster.node.caretaker`): its HAProxy marks what it sends on, and
+    refuses what another one has marked, as two that send to each other would do so for ever.
+    """
 
     port: int
     certificate: Path | None = None
     key: Path | None = None
+    caretaker: str = ""
 
 
 def haproxy(backends: Sequence[Backend], front: Front) -> str:
@@ -34,6 +42,12 @@ def haproxy(backends: Sequence[Backend], front: Front) -> str:
     )
     if front.certificate:
         binds = [tls]
+    elif front.caretaker:
+        binds = [
+            f"bind :{front.port}",
+            f"http-request deny deny_status 503 if {{ req.hdr({CARETAKER}) -m found }}",
+            f"http-request set-header {CARETAKER} {front.caretaker}",
+        ]
     else:
         ready = "bind :443 ssl crt /etc/haproxy/aurora.pem alpn h2,http/1.1"
         binds = [
@@ -48,6 +62,7 @@ def haproxy(backends: Sequence[Backend], front: Front) -> str:
         BINDS=_lines(binds, 4),
         SERVERS=_lines(servers, 4),
         UNCHECKED=_lines([f"server {backend.name}.unchecked {backend.address} no-check backup" for backend in backends], 4),
+        CHECK_HEADERS=f" hdr {CARETAKER} {front.caretaker}" if front.caretaker else "",
         RETRIES=str(TRIES_PER_NODE * len(backends)),
         BUFFER_BYTES=str(BUFFER_BYTES),
     )

@@ -29,12 +29,8 @@ from cluster.serve_api import ServeAway
 
 _LOCK = "\0aurora-lab"
 _OLDEST_REDIS = (7, 0)
+_ANSWERS = "answers"
 _CAP_SYS_ADMIN, _CAP_NET_ADMIN = 21, 12
-
-
-def whole(lab: Lab) -> bool:
-    """Tell whether every node of the lab answers."""
-    return all(isinstance(answer, httpx.Response) and answer.is_success for answer in _ask_all(lab).values())
 
 
 def bring_up(progress: Progress, *, config: Path | None = None, keep: bool = False) -> None:
@@ -194,9 +190,9 @@ def _wait_for_answers(lab: Lab, detail: Callable[[str], None]) -> None:
 
     def all_answer() -> bool:
         answers = _ask_all(lab)
-        said.update({node: _in_words(answer) for node, answer in answers.items()})
+        said.update({node: _in_words(answer, node) for node, answer in answers.items()})
         detail(", ".join(f"{node}: {words}" for node, words in said.items()))
-        return all(isinstance(answer, httpx.Response) and answer.is_success for answer in answers.values())
+        return set(said.values()) == {_ANSWERS}
 
     try:
         _wait(all_answer, 90, "Not every node answers", lab)
@@ -204,10 +200,12 @@ def _wait_for_answers(lab: Lab, detail: Callable[[str], None]) -> None:
         raise LifecycleError(f"{error} {'; '.join(f'{node}: {words}' for node, words in said.items())}") from error
 
 
-def _in_words(answer: httpx.Response | Exception) -> str:
+def _in_words(answer: httpx.Response | Exception, node: str) -> str:
     if isinstance(answer, Exception):
         return str(answer) or type(answer).__name__
-    return "answers" if answer.is_success else f"{answer.status_code} {answer.text[:200]}"
+    if not answer.is_success:
+        return f"{answer.status_code} {answer.text[:200]}"
+    return _ANSWERS if (by := answer.json()["node"]) == node else f"answered by {by}"
 
 
 def _ask_all(lab: Lab) -> dict[str, httpx.Response | Exception]:
@@ -239,4 +237,4 @@ def _wait(ready: Callable[[], bool], timeout: float, failure: str, lab: Lab) -> 
         time.sleep(0.2)
 
 
-__all__ = ["bring_up", "check_machine", "find", "only_one", "take_down", "unfit", "whole"]
+__all__ = ["bring_up", "check_machine", "find", "only_one", "take_down", "unfit"]

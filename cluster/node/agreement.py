@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import redis
 
@@ -18,13 +18,21 @@ from cluster.failures import LifecycleError
 from cluster.node.environment import shared
 from cluster.settings import PROJECT_ROOT
 
-_PATIENCE_S = 120
+PATIENCE_S = 120.0
+"""How long to wait for a Redis or a head, unless told to wait on."""
+
 _CODE = ("serve_app", "deployments", "cluster")
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _WHERE_SET = "Variables are set where `aurora-cli node start` is started (shell, unit, .env): set them there as on the head."
 _WITHOUT_HAPROXY = f"{_HAPROXY} is 0 where no HAProxy is found: name one there in RAY_SERVE_HAPROXY_BINARY_PATH."
 
 T = TypeVar("T")
+WaitOn: TypeAlias = Callable[[], bool]
+"""Asked every two minutes while something is waited for: whether to wait on."""
+
+
+def _no_longer() -> bool:
+    return False
 
 
 def settings(cluster: ClusterFile) -> dict[str, str]:
@@ -49,13 +57,13 @@ def code_digest(project: Path = PROJECT_ROOT) -> str:
     return digest.hexdigest()[:12]
 
 
-def publish(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str], None]) -> None:
+def publish(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str], None], wait_on: WaitOn = _no_longer) -> None:
     """Say, as the head whose Ray gets `env`, what the nodes must have alike; waits for the control Redis.
 
     Raises:
         LifecycleError: no Redis answers there.
     """
-    with control_redis(cluster, say=say) as client:
+    with control_redis(cluster, say=say, wait_on=wait_on) as client:
         pipeline = client.pipeline(transaction=True)
         for name, said in ((key(cluster), settings(cluster)), (_variables_key(cluster), shared(env))):
             pipeline.delete(name)
@@ -63,13 +71,13 @@ def publish(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str]
         pipeline.execute()
 
 
-def check(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str], None]) -> None:
+def check(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str], None], wait_on: WaitOn = _no_longer) -> None:
     """Compare this node, whose Ray gets `env`, with what the head said; waits for the control Redis and for the first head.
 
     Raises:
         LifecycleError: something differs: says what, here and there; or nobody answers.
     """
-    with control_redis(cluster, say=say) as client:
+    with control_redis(cluster, say=say, wait_on=wait_on) as client:
 
         def what_the_head_said() -> tuple[dict[str, str], dict[str, str]] | None:
             pipeline = client.pipeline(transaction=True)
@@ -78,11 +86,12 @@ def check(cluster: ClusterFile, env: Mapping[str, str], *, say: Callable[[str], 
             said, variables = pipeline.execute()
             return (said, variables) if said else None
 
-        head, variables = _patiently(
+        head, variables = patiently(
             what_the_head_said,
             waiting=f"Waiting for the head, {cluster.head} at {cluster.head_address} …",
             failure=f"The head, {cluster.head} at {cluster.head_address}, has never started: run aurora-cli node start there.",
             say=say,
+            wait_on=wait_on,
         )
     differing, advice = _differing(settings(cluster), head), ["Make them alike."]
     # An older head has said nothing of variables; that its code is another is said already.
@@ -113,26 +122,32 @@ def _variables_key(cluster: ClusterFile) -> str:
     return f"{key(cluster)}:variables"
 
 
-def control_redis(cluster: ClusterFile, *, say: Callable[[str], None]) -> "redis.Redis":
+def control_redis(cluster: ClusterFile, *, say: Callable[[str], None], wait_on: WaitOn = _no_longer) -> "redis.Redis":
     """Return a client of Ray's control Redis, which has answered; to be closed.
 
     Raises:
-        LifecycleError: it does not answer for two minutes.
+        LifecycleError: it does not answer for two minutes, and `wait_on`, asked again every two, says not to.
     """
     host, _, port = cluster.control_redis.rpartition(":")
     client = redis.Redis(host=host, port=int(port), socket_timeout=2, socket_connect_timeout=2, decode_responses=True)
     where = f"Ray's control Redis at {cluster.control_redis}"
-    _patiently(
+    patiently(
         client.ping,
         waiting=f"Waiting for {where} …",
-        failure=f"{where} does not answer: start it, or correct ray.redis in the cluster file.",
+        failure=f"{where} does not answer: start it, or correct ray.redis in the cluster file and start this node again.",
         say=say,
+        wait_on=wait_on,
     )
     return client
 
 
-def _patiently(ask: Callable[[], T | None], *, waiting: str, failure: str, say: Callable[[str], None]) -> T:
-    deadline, said = time.monotonic() + _PATIENCE_S, False
+def patiently(ask: Callable[[], T | None], *, waiting: str, failure: str, say: Callable[[str], None], wait_on: WaitOn) -> T:
+    """Ask until there is an answer, and return it; every two minutes say what is missing, or give up unless told to `wait_on`.
+
+    Raises:
+        LifecycleError: it gives up; says `failure`.
+    """
+    due, said = time.monotonic(), False
     while True:
         try:
             if answer := ask():
@@ -141,9 +156,9 @@ def _patiently(ask: Callable[[], T | None], *, waiting: str, failure: str, say: 
             raise LifecycleError(f"{failure} ({error})") from error
         except redis.RedisError:
             pass
-        if time.monotonic() > deadline:
-            raise LifecycleError(failure)
-        if not said:
-            say(waiting)
-            said = True
+        if time.monotonic() >= due:
+            if said and not wait_on():
+                raise LifecycleError(failure)
+            say(failure if said else waiting)
+            due, said = due + PATIENCE_S, True
         time.sleep(0.2)

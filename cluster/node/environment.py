@@ -13,6 +13,7 @@ OF_A_MACHINE = frozenset(
     {
         *(f"AURORA_{name.upper()}" for name in Settings.model_fields),
         MARK,
+        "AURORA_CARETAKER",
         "AURORA_HAPROXY_BINARY",
         "AURORA_NODE_ADDRESS",
         "AURORA_NODE_URL",

@@ -1,28 +1,30 @@
 """Starting this machine as a node: the checks, then Ray in the foreground, for a service manager to watch."""
 
 import os
+import re
 import secrets
 import socket
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 
 from cluster import ollama
-from cluster.cluster_file import ClusterFile, NodeSpec
+from cluster.cluster_file import NAME, ClusterFile, NodeSpec
 from cluster.down import keep_logs
 from cluster.failures import LifecycleError
 from cluster.node import agreement, first_deploy
+from cluster.node.caretaker import Caretaker
+from cluster.node.claim import claim
 from cluster.node.drain import lift
 from cluster.node.environment import environment, start_options
 from cluster.processes import MARK, belonging_to, end, mark_of
 from cluster.ray_environment import prepare_folder
 from cluster.settings import PROJECT_ROOT, Settings
-
-_PATIENCE_S = 120
+from cluster.terminal import signals_as_interrupt
 
 
 def this_node(cluster: ClusterFile, name: str | None) -> tuple[str, NodeSpec]:
@@ -58,7 +60,10 @@ def newcomer(cluster: ClusterFile, name: str | None, labels: dict[str, str]) -> 
         except OSError as error:
             raise LifecycleError(f"No way leads to the head at {cluster.head_address}: {error.strerror}.") from error
         address = str(probe.getsockname()[0])
-    return name or socket.gethostname(), NodeSpec.model_validate({"address": address, "labels": labels})
+    name = name or socket.gethostname()
+    if not re.fullmatch(NAME, name):
+        raise LifecycleError(f"A node's name is made of letters, digits, dots and dashes; {name!r} is not: give another, --name.")
+    return name, NodeSpec.model_validate({"address": address, "labels": labels})
 
 
 def with_ollama(node: NodeSpec, url: str, *, say: Callable[[str], None]) -> NodeSpec:
@@ -97,54 +102,65 @@ def run(
     token = cluster.token  # says what is wrong with it before anything is touched
     if token and cluster.ray.token_file and cluster.ray.token_file.stat().st_mode & 0o077:
         raise LifecycleError(f"{cluster.ray.token_file} can be read by others: chmod 600 it.")
-    if any(_is_main(process) for process in belonging_to(settings.home)):
-        raise LifecycleError("A node of Aurora runs here already: aurora-cli status; aurora-cli node stop.")
+    claim(settings)
     folder = settings.ray_folder
     mark = {MARK: mark_of(settings.home, secrets.token_hex(6))}
-    env = environment(cluster, name, node, folder=folder, mark=mark, is_head=is_head)
-    if is_head:
-        agreement.publish(cluster, env, say=say)
-    else:
-        agreement.check(cluster, env, say=say)
-        _wait_for_head(cluster, say)
-    if end(lambda: belonging_to(settings.home), patience=5):
+    caretaker = Caretaker(cluster, name, node, settings=settings)
+    env = environment(cluster, name, node, folder=folder, mark=mark, is_head=is_head) | caretaker.environment
+    # Not for long: their Ray is gone, what they had in hand is taken over, and until they have ended the port is closed.
+    if end(lambda: belonging_to(settings.home), patience=1):
         raise LifecycleError("What an earlier start left behind does not end: restart the machine.")
-    lift(cluster.redis_url, name, say=say)
-    node = with_ollama(node, settings.ollama_url, say=say)
-    keep_logs(settings)
-    prepare_folder(folder)
-    ray = str(Path(sys.executable).parent / "ray")
-    say("Starting Ray …")
-    os.chdir(PROJECT_ROOT)
-    if is_head and first_deploy.is_due(cluster, say=say):
-        first_deploy.start(config, deploy, env=env, folder=PROJECT_ROOT)
-    options = start_options(cluster, name, node, folder=folder, is_head=is_head)
-    if autoscaling is not None:
-        options.append(f"--autoscaling-config={autoscaling}")
-    os.execve(ray, [ray, "start", *options], env)
+    with _until_ray_serves(caretaker, env, say=say) as wait_on:
+        if is_head:
+            agreement.publish(cluster, env, say=say, wait_on=wait_on)
+        else:
+            agreement.check(cluster, env, say=say, wait_on=wait_on)
+            _wait_for_head(cluster, say=say, wait_on=wait_on)
+            agreement.check(cluster, env, say=say, wait_on=wait_on)  # it may be a new one: with it came what is now agreed
+        lift(cluster.redis_url, name, say=say)
+        node = with_ollama(node, settings.ollama_url, say=say)
+        keep_logs(settings)
+        prepare_folder(folder)
+        ray = str(Path(sys.executable).parent / "ray")
+        say("Starting Ray …")
+        os.chdir(PROJECT_ROOT)
+        if is_head and first_deploy.is_due(cluster, say=say):
+            first_deploy.start(config, deploy, env=env, folder=PROJECT_ROOT)
+        options = start_options(cluster, name, node, folder=folder, is_head=is_head)
+        if autoscaling is not None:
+            options.append(f"--autoscaling-config={autoscaling}")
+        os.execve(ray, [ray, "start", *options], env)
 
 
-def _is_main(process: psutil.Process) -> bool:
-    """Tell whether a process is what `run` turned into: it is there as long as the node runs."""
-    try:
-        command = process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-    return "--block" in command and any(Path(part).name == "ray" for part in command[:2])
+@contextmanager
+def _until_ray_serves(caretaker: Caretaker, env: dict[str, str], *, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Have the node's port answered; give what tells whether to go on waiting for what Ray needs.
+
+    As long as it takes where the port is answered meanwhile: to end and be started again would close it.
+    """
+    with signals_as_interrupt():
+        try:
+            caretaker.start(env, say=say)
+            yield lambda: caretaker.answers
+        except BaseException:
+            caretaker.end()
+            raise
 
 
-def _wait_for_head(cluster: ClusterFile, say: Callable[[str], None]) -> None:
-    deadline, said = time.monotonic() + _PATIENCE_S, False
+def _wait_for_head(cluster: ClusterFile, *, say: Callable[[str], None], wait_on: Callable[[], bool]) -> None:
     where = f"{cluster.head_address}:{cluster.ray.gcs_port}"
-    while True:
+
+    def reached() -> bool:
         try:
             socket.create_connection((cluster.head_address, cluster.ray.gcs_port), timeout=1).close()
         except OSError:
-            if time.monotonic() > deadline:
-                raise LifecycleError(f"The head does not answer at {where}: is {cluster.head} up?") from None
-            if not said:
-                say(f"Waiting for Ray's head at {where} …")
-                said = True
-            time.sleep(0.2)
-        else:
-            return
+            return False
+        return True
+
+    agreement.patiently(
+        reached,
+        waiting=f"Waiting for Ray's head at {where} …",
+        failure=f"The head does not answer at {where}: is {cluster.head} up?",
+        say=say,
+        wait_on=wait_on,
+    )

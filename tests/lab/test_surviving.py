@@ -4,7 +4,9 @@ The last here, as they leave the lab as it happens to be.
 """
 
 import asyncio
+import itertools
 import sys
+import threading
 import time
 
 import httpx
@@ -15,7 +17,7 @@ from cluster.settings import PROJECT_ROOT
 from serve_app.client import Takeover
 from tests.lab.conftest import SETTLED_S
 from tests.support.clients import Device
-from tests.support.lab import Nodes, get, say, served_by
+from tests.support.lab import Nodes, client_network, get, say, served_by
 from tests.support.serving import Asked, undisturbed
 from tests.support.waiting import until
 
@@ -137,11 +139,79 @@ async def test_an_answer_outlives_the_node_of_the_redis_primary_and_nothing_ackn
         assert asked.events[-1][0] > before, "the fault did not hit"
     path = f"/api/conversations/{kept['conversation_id']}/history"
     for node in set(lab.nodes) - {primary}:
+        # The head's own Ray ends where Ray's control Redis was on that node too, and its caretaker has to start.
+        await until(lambda node=node: served_by(lab.url(node)), ANSWERED_S)
         page = get(lab.url(node) + path, client_id="keeper")["messages"]
         assert [message["content"] for message in page] == ["Keep this.", kept["response"]]
 
 
-@pytest.mark.usefixtures("among_clients")
+@pytest.mark.usefixtures("whole")
+async def test_every_living_door_answers_while_rays_control_redis_is_away_for_long(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head's Ray ends and cannot start again without it; a node that is started meanwhile cannot join."""
+    away, head = lab.control_node, lab.cluster.head
+    other = next(node for node in lab.nodes if node not in (away, head, lab.redis_primary()))
+
+    async def answered_for(node: str) -> bool:
+        """By its caretaker: the HAProxy of a Ray that ends sends on to the others, too, before it goes."""
+        return (places.ray_home(node) / "caretaker.pid").exists() and served_by(lab.url(node)) not in ("", node)
+
+    with Watch(lab.url(head)) as watch:
+        lab.kill(away)
+        await until(lambda: answered_for(head), ANSWERED_S)
+        lab.kill(other)
+        lab.start(other)
+        await until(lambda: answered_for(other), ANSWERED_S)
+        for node in set(lab.nodes) - {away}:
+            assert say(lab.url(node), "Hello", f"waiting_{node}")["node"] not in (away, head, other)
+        closed_s, since = watch.closed_s(), time.monotonic()
+        lab.start(away)
+        for node in lab.nodes:
+            await until(lambda node=node: served_by(lab.url(node)) == node, SETTLED_S)
+        assert watch.failures(since) == [], "the head took its door over from its caretaker"
+    with capsys.disabled():
+        print(f"\n  {away} killed, where Ray's control Redis was: the head's door was closed for {closed_s:.2f} s")
+    assert closed_s < 15
+
+
+class Watch:
+    """Somebody who asks at one door all the time, in a thread of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._asked: list[tuple[float, str]] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        with client_network():
+            while not self._ended.wait(0.05):
+                try:
+                    said = str(httpx.get(f"{self._url}/health", timeout=10, trust_env=False).status_code)
+                except httpx.TransportError as error:
+                    said = type(error).__name__
+                self._asked.append((time.monotonic(), said))
+
+    def failures(self, since: float) -> list[str]:
+        """What those were told who got no answer."""
+        return [said for at, said in self._asked if at > since and said != "200"]
+
+    def closed_s(self) -> float:
+        """For how long at most nobody was answered."""
+        answered = [at for at, said in self._asked if said == "200"]
+        return max(later - sooner for sooner, later in itertools.pairwise([*answered, time.monotonic()]))
+
+
+@pytest.mark.usefixtures("whole")
 async def test_a_machine_that_no_file_names_joins_and_serves_at_its_own_door(lab: Lab) -> None:
     lab.join("newcomer")
     await until(lambda: served_by(lab.url("newcomer")) == "newcomer", SETTLED_S)

@@ -54,6 +54,8 @@ class TinyServer:
 
 
 class _Server(ThreadingHTTPServer):
+    allow_reuse_port = True  # beside one that listens on all addresses
+
     def handle_error(self, *_: object) -> None:
         """Say nothing: HAProxy cuts connections, and its checks do not wait for the answer."""
 

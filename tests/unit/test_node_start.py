@@ -63,6 +63,7 @@ def test_a_newcomer_has_the_address_by_which_it_reaches_the_head() -> None:
         (["--join", "aurora", "--name", "aurora"], ["The head", "this is aurora"]),
         (["--join", "aurora", "--name", "guest", "--label", "zone"], ["--label wants KEY=VALUE"]),
         (["--join", "aurora", "--name", "guest", "--label", "aurora/node=star"], ["aurora/node", "--name"]),
+        (["--join", "aurora", "--name", "my guest"], ["'my guest'", "letters", "--name"]),
     ],
 )
 def test_a_start_that_contradicts_the_file_is_refused_in_one_line(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
