@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.chat.errors import ChatError, EngineUnavailable, Overloaded
 from serve_app.chat.service import Dispatcher
-from serve_app.chat.supervise import Pools
+from serve_app.chat.supervise import Pools, Ran
 from serve_app.chat.turns import Plan
 
 TakenTurn: TypeAlias = tuple[str, str, str, str]
@@ -89,14 +89,16 @@ class PoolHandles(Pools):
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         """See `Pools.run_turn`. `elsewhere` may still be here: then it is refused, and asked again."""
         run_turn = (self._elsewhere if elsewhere else self._run_turn).get(plan.pool)
         if run_turn is None:
             raise EngineUnavailable(f"There is no pool {plan.pool!r}.")
         try:
             async with asyncio.timeout(self._timeout_s):
-                return str(await run_turn.remote(turn_id, dispatch, run, plan, prefer=prefer))
+                ran = await run_turn.remote(turn_id, dispatch, run, plan, prefer=prefer)
+                # It says who it is only where that is not the one wanted.
+                return Ran(ran) if isinstance(ran, str) else Ran(*ran)
         except BackPressureError as full:
             raise Overloaded() from full
         except RayTaskError as failed:

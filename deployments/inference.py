@@ -110,8 +110,10 @@ class Inference:
             note=self._failing or status.note or self._starting.why,
         )
 
-    async def run_turn(self, turn_id: str, dispatch: str, run: str, plan: Plan, prefer: str = "") -> str:
-        """Claim a turn and run it to its end; return the verdict. `prefer` brought it here: see `PreferredReplica`.
+    async def run_turn(self, turn_id: str, dispatch: str, run: str, plan: Plan, prefer: str = "") -> str | tuple[str, str]:
+        """Claim a turn and run it to its end; return the verdict, with who this is where another replica was wanted (`Ran`).
+
+        `prefer` names the one wanted: see `PreferredReplica`. A router of the version before understands the verdict alone.
 
         The run is a task of its own, in a context of its own, and shielded: Serve cancels child calls when a caller
         goes, and a turn outlives its router (law 4).
@@ -129,7 +131,8 @@ class Inference:
         task = asyncio.create_task(work, context=contextvars.Context())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return str(await asyncio.shield(task))
+        verdict = str(await asyncio.shield(task))
+        return verdict if prefer in ("", self._replica) else (verdict, self._replica)
 
     async def check_health(self) -> None:
         """Raise if the engine or the renewing of leases is broken: Serve then replaces this replica.

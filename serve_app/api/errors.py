@@ -64,6 +64,7 @@ TABLE: dict[str, tuple[int, int]] = {
     errors.ReplicaLeaving.code: (503, 4012),
     errors.EngineTimeout.code: (504, 4004),
     errors.EngineRejected.code: (422, 4500),
+    errors.ModelNotServed.code: (502, 4002),
     errors.ContinuationRefused.code: (502, 4002),
     errors.EmptyReply.code: (502, 4002),
     errors.AttemptsExhausted.code: (503, 4003),
@@ -74,18 +75,20 @@ TABLE: dict[str, tuple[int, int]] = {
 """code → (HTTP status, WebSocket close code)."""
 
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request", 413: MessageTooLarge.code}
+_UNKNOWN = TABLE[errors.EngineError.code]
+"""A code of a later version, in the end of a turn that a replica of it ran: in a rolling upgrade."""
 _PROBLEMS = 5
 """How many problems of one request are named: an answer must not grow with what was sent."""
 
 
 def status_of(code: str) -> int:
     """Return the HTTP status of an error code."""
-    return TABLE[code][0]
+    return TABLE.get(code, _UNKNOWN)[0]
 
 
 def close_code_of(code: str) -> int:
     """Return the WebSocket close code of an error code."""
-    return TABLE[code][1]
+    return TABLE.get(code, _UNKNOWN)[1]
 
 
 def shape(code: str, message: str, *, retryable: bool, turn_id: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@
     │  │  └─ ReplicaLeaving      replica_leaving        yes
     │  ├─ EngineTimeout          engine_timeout         yes
     │  ├─ EngineRejected         engine_rejected        no
+    │  ├─ ModelNotServed         model_not_served       yes
     │  ├─ ContinuationRefused    continuation_refused   yes
     │  └─ EmptyReply             empty_reply            yes
     ├─ AttemptsExhausted         attempts_exhausted     yes
@@ -144,6 +145,12 @@ class EngineRejected(EngineError):
 
     code = "engine_rejected"
     retryable = False
+
+
+class ModelNotServed(EngineError):
+    """The pool does not have the model that the personality names for it."""
+
+    code = "model_not_served"
 
 
 class ContinuationRefused(EngineError):

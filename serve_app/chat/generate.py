@@ -21,6 +21,7 @@ from serve_app.chat.errors import (
     EngineError,
     EngineTimeout,
     EngineUnavailable,
+    ModelNotServed,
     ReplicaLeaving,
     StoreUnavailable,
 )
@@ -336,6 +337,6 @@ def _goes_back(error: ChatError) -> Verdict | None:
         return Verdict.GAVE_UP
     if isinstance(error, EngineTimeout):
         return Verdict.SILENT
-    if isinstance(error, ContinuationRefused) or type(error) is EngineError:
+    if isinstance(error, ContinuationRefused | ModelNotServed) or type(error) is EngineError:
         return Verdict.UNFIT
     return None  # refused, empty, too late: it would be so everywhere

@@ -10,7 +10,7 @@ import contextvars
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serve_app.chat.background import Background
 from serve_app.chat.drain import Departure
@@ -37,13 +37,20 @@ _GIVEN_BACK = (Verdict.MOVED, Verdict.GAVE_UP, Verdict.UNFIT, Verdict.SILENT)
 log = logging.getLogger(__name__)
 
 
+class Ran(NamedTuple):
+    """What became of a call: a `Verdict`, and the replica that ran the turn; empty where that is not known."""
+
+    verdict: str
+    replica: str = ""
+
+
 class Pools(Protocol):
     """How a router reaches the replicas of a pool."""
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
-        """Have one replica of `plan.pool` claim and run the turn; return its `Verdict` when it is through.
+    ) -> Ran:
+        """Have one replica of `plan.pool` claim and run the turn; return how that ended when it is through.
 
         `prefer` is the replica wanted; another one where that has no room, or is gone. Without one, the replicas of this node are
         preferred, but not `elsewhere`: when they are known to be leaving.
@@ -202,7 +209,7 @@ class Supervisor:
                     async with asyncio.timeout(None) as call:
                         beats = max(patience, self._config.queued_beats) if place.full else patience
                         self._waiting[token] = _Waiting(due.turn_id, beats, call)
-                        outcome = await self._pools.run_turn(
+                        outcome, ran_by = await self._pools.run_turn(
                             due.turn_id, dispatch=token, run=run, plan=plan, elsewhere=elsewhere, prefer=place.replica
                         )
                 except TimeoutError:
@@ -244,12 +251,15 @@ class Supervisor:
             else:
                 if outcome in _GIVEN_BACK:  # to this router: it goes on at once, where that is possible
                     log.info("Turn %s was given back (%s).", due.turn_id, outcome)
-                    failed.add(place.replica)
+                    ran_by = ran_by or place.replica  # not always the one wanted: that one may have had no room
+                    failed.add(ran_by)
+                    if ran_by != place.replica:
+                        busy.add(place.replica)  # else Serve would choose the same one again, in its place
                     given_up = outcome != Verdict.MOVED
                     if outcome in (Verdict.UNFIT, Verdict.SILENT):
                         unfit.add(plan.pool)
                     if outcome != Verdict.UNFIT:
-                        self._roster.shun(place.replica)
+                        self._roster.shun(ran_by)
                     elsewhere = True
                     due = replace(due, attempt=due.attempt + 1, pool=plan.pool)
                     continue

@@ -93,7 +93,8 @@ class OllamaEngine(Engine):
 
         Raises:
             EngineUnavailable: the server is away, hangs, broke off, or has lost the model.
-            EngineRejected: the model is none of this engine's, the message is too long, or the server does not take the request.
+            ModelNotServed: the model is none of this engine's.
+            EngineRejected: the message is too long, or the server does not take the request.
             ContinuationRefused: the model does not go on from `continue_from`.
         """
         models, said = self._models, continue_from.text

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from serve_app.chat.engine import Prompt
-from serve_app.chat.errors import EngineError, EngineRejected, EngineUnavailable
+from serve_app.chat.errors import EngineError, EngineUnavailable, ModelNotServed
 from serve_app.engines.ollama_config import OllamaConfig
 from serve_app.engines.ollama_continuation import Ending
 from serve_app.engines.ollama_request import full_name
@@ -121,12 +121,12 @@ class OllamaModels:
         """Return the model that is to answer `prompt`.
 
         Raises:
-            EngineRejected: it is none of these.
+            ModelNotServed: it is none of these.
         """
         asked = prompt.model or self._config.model
         if (name := self._names.get(full_name(asked))) is None:
             has = ", ".join(self.names)
-            raise EngineRejected(f"This pool has no model {asked}. It has {has}; more go into `models` of its configuration.")
+            raise ModelNotServed(f"This pool has no model {asked}. It has {has}; more go into `models` of its configuration.")
         return name
 
     def seen_loaded(self, model: str) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import SecretStr
 
 from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, EngineStatus, Prefix, Prompt
-from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineUnavailable
+from serve_app.chat.errors import ContinuationRefused, EngineError, EngineUnavailable, ModelNotServed
 from serve_app.chat.events import Usage
 from serve_app.chat.options import Options
 from serve_app.engines.openai_config import OpenAICompatibleConfig
@@ -109,7 +109,8 @@ class OpenAICompatibleEngine(Engine):
         Raises:
             EngineUnavailable: the server is away, busy, broke off, or has lost the model.
             EngineTimeout: it hangs.
-            EngineRejected: the model is none of this engine's, the message is too long, or the server does not take the request.
+            ModelNotServed: the model is none of this engine's.
+            EngineRejected: the message is too long, or the server does not take the request.
             ContinuationRefused: the model does not go on from `continue_from`.
         """
         config, api, said = self._config, self._connected(), continue_from.text
@@ -225,7 +226,7 @@ class OpenAICompatibleEngine(Engine):
         model = prompt.model or self._config.model
         if model not in self._names:
             has = ", ".join(self._names)
-            raise EngineRejected(f"This pool has no model {model}. It has {has}; more go into `models` of its configuration.")
+            raise ModelNotServed(f"This pool has no model {model}. It has {has}; more go into `models` of its configuration.")
         return model
 
     @contextmanager

@@ -34,7 +34,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, EngineStatus, Prefix, Prompt
-from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected
+from serve_app.chat.errors import ContinuationRefused, EngineError, ModelNotServed
 from serve_app.chat.events import Usage
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
@@ -136,11 +136,12 @@ class ScriptedEngine(Engine):
 
         Raises:
             ContinuationRefused: `continue_from` is no beginning of the reply, as when another engine said it.
-            EngineRejected: a language model is asked for by its name, or the script has no words.
+            ModelNotServed: a language model is asked for by its name.
+            EngineRejected: the script has no words.
             EngineError: a drill asked for it.
         """
         if prompt.model not in ("", _INFO.model):
-            raise EngineRejected(f"This pool has no model {prompt.model}: it speaks from scripts, as {_INFO.model}.")
+            raise ModelNotServed(f"This pool has no model {prompt.model}: it speaks from scripts, as {_INFO.model}.")
         drill = self._drill(prompt)
         if drill == "drill-silent":
             return

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.chat.engine import Engine, EngineInfo, EnginePiece, EngineStatus, Prefix, Prompt
-from serve_app.chat.errors import EngineRejected, EngineUnavailable
+from serve_app.chat.errors import EngineUnavailable, ModelNotServed
 from serve_app.chat.events import Usage
 from serve_app.chat.options import Options
 from serve_app.chat.prompt import fit
@@ -204,11 +204,12 @@ class VllmEngine(Engine):
 
         Raises:
             EngineUnavailable: the model is not loaded, its process is gone, or it fell silent.
-            EngineRejected: another model is asked for, the message is too long, or the model does not take it with these options.
+            ModelNotServed: another model is asked for.
+            EngineRejected: the message is too long, or the model does not take it with these options.
             EngineError: vLLM failed with this request.
         """
         if prompt.model not in ("", self._info.model):
-            raise EngineRejected(f"This pool has no model {prompt.model}: its one is {self._info.model}.")
+            raise ModelNotServed(f"This pool has no model {prompt.model}: its one is {self._info.model}.")
         model = self._ready()
         asked = options.max_tokens or self._config.max_tokens
         window = prompt.personality.window_within(model.window)

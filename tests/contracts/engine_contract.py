@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from serve_app.chat.engine import Engine, EnginePiece, Prefix, Prompt, PromptMessage
-from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected
+from serve_app.chat.errors import ContinuationRefused, EngineError, ModelNotServed
 from serve_app.chat.events import Usage
 from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
@@ -170,7 +170,7 @@ class AnyEngineContract:
     ) -> None:
         """Else a reply would be shown as that of a model that never spoke, and its token ids taken for that model's."""
         assert text_of(await said_by(engine, replace(prompt, model=engine.info.model), options)).strip()
-        with pytest.raises(EngineRejected, match="no-such-model"):
+        with pytest.raises(ModelNotServed, match="no-such-model"):
             await said_by(engine, replace(prompt, model="no-such-model"), options)
 
     async def test_check_start_and_close_may_come_twice(self, engine: Engine) -> None:

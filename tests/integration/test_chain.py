@@ -8,7 +8,14 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineTimeout, EngineUnavailable
+from serve_app.chat.errors import (
+    ContinuationRefused,
+    EngineError,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnavailable,
+    ModelNotServed,
+)
 from serve_app.chat.events import Done, Event, Failed, Started, Stopped, Takeover
 from serve_app.chat.options import PersonalityOptions
 from serve_app.chat.personalities import Personalities, PoolChoice
@@ -346,6 +353,43 @@ async def test_what_one_engine_refuses_is_not_carried_through_all_pools(redis_se
     assert isinstance(end, Failed)
     assert end.code == "engine_rejected"
     assert mesh.calls == ["g1"]
+
+
+async def test_a_model_that_a_pool_does_not_have_is_asked_of_the_next_one(redis_server: RedisProcess) -> None:
+    chain = (PoolChoice(pool="gpu", model="mistyped"), PoolChoice(pool="ollama", model="small"))
+    large = [Wordy("large", fails=ModelNotServed("This pool has no model mistyped.")) for _ in range(2)]
+    gpus = [Replica(f"g{number}", "gpu", each) for number, each in enumerate(large)]
+    async with aurora(redis_server, *gpus, Replica("o1", "ollama", Wordy()), people=people(chain)) as (stack, mesh):
+        assert ends(await answer(stack)).pool == "ollama"
+        assert len(mesh.calls) == 2, "the pool's other replica has it neither"
+        await mesh.sleep("o1")
+        await until(lambda: all(record.pool == "gpu" for record in stack.roster._known))
+        end = (await answer(stack, "Again"))[-1]
+    assert isinstance(end, Failed)
+    assert (end.code, end.retryable, end.message) == ("model_not_served", True, "This pool has no model mistyped.")
+
+
+async def test_where_another_replica_than_the_one_wanted_ran_a_turn_it_is_that_one_that_gave_it_up(
+    redis_server: RedisProcess,
+) -> None:
+    """Serve sends a turn to another replica where the one wanted has no room."""
+    wanted = Replica("g1", "gpu", Wordy("large"), node="aurora", passes_on=1)
+    broken = Replica("g2", "gpu", Wordy("large", fails=EngineUnavailable("Gone."), after=2))
+    async with aurora(redis_server, wanted, broken) as (stack, mesh):
+        end = ends(await answer(stack))
+        assert stack.roster.place(CHAIN).replica == "g1"
+    assert (end.generated_on, end.attempt) == ("aurora", 2)
+    assert mesh.calls == ["g1", "g1"]
+
+
+async def test_a_replica_without_room_in_whose_place_a_broken_one_is_asked_is_not_asked_again_and_again(
+    redis_server: RedisProcess,
+) -> None:
+    wanted = Replica("g1", "gpu", Wordy("large"), node="aurora", passes_on=9)
+    broken = Replica("g2", "gpu", Wordy("large", fails=EngineUnavailable("Gone.")))
+    async with aurora(redis_server, wanted, broken, Replica("g3", "gpu", Wordy("large"))) as (stack, mesh):
+        assert ends(await answer(stack)).attempt == 2
+    assert mesh.calls == ["g1", "g3"]
 
 
 async def test_a_turn_that_every_engine_gives_up_ends_after_three_attempts(redis_server: RedisProcess) -> None:

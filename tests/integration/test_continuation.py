@@ -11,7 +11,7 @@ from serve_app.chat.events import Piece, Takeover
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import Personalities, PoolChoice
 from serve_app.chat.service import Ask
-from serve_app.chat.supervise import Supervisor, SupervisorConfig
+from serve_app.chat.supervise import Ran, Supervisor, SupervisorConfig
 from serve_app.chat.turns import Plan, Verdict
 from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
 from tests.support.redis_process import RedisProcess
@@ -135,14 +135,14 @@ class Chain:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         self.asked.append(plan.pool)
         match len(self.asked):
             case 2:
                 await self._at.turns.claim(turn_id, dispatch=dispatch, run=run, node="star", plan=plan, window=9)
                 raise EngineUnavailable()
             case 5:
-                return Verdict.OK
+                return Ran(Verdict.OK)
             case _:
                 raise Overloaded()
 

@@ -22,7 +22,7 @@ from serve_app.chat.drain import GOODBYE_SPREAD_S
 from serve_app.chat.events import Done, Event, Started, Takeover
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask
-from serve_app.chat.supervise import SupervisorConfig
+from serve_app.chat.supervise import Ran, SupervisorConfig
 from serve_app.chat.turns import BARREN_ATTEMPTS, Claim, Plan
 from serve_app.client import Assembly, AuroraClient
 from serve_app.client.socket import AuroraSocket
@@ -155,7 +155,7 @@ class FullPool:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         await asyncio.Event().wait()
         raise AssertionError
 

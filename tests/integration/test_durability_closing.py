@@ -9,7 +9,7 @@ from serve_app.chat.ending import stop_turn
 from serve_app.chat.errors import ConversationNotFound, EngineUnavailable, TurnInProgress
 from serve_app.chat.events import Queued, parse_event
 from serve_app.chat.service import Ask
-from serve_app.chat.supervise import Supervisor, SupervisorConfig
+from serve_app.chat.supervise import Ran, Supervisor, SupervisorConfig
 from serve_app.chat.turns import Plan, RecentTurn, Verdict
 from tests.support.redis_process import RedisProcess
 from tests.support.redis_trio import RedisTrio
@@ -54,7 +54,7 @@ class Idle:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         raise AssertionError("a turn that has its end was run again")
 
 
@@ -83,7 +83,7 @@ async def test_a_run_that_dies_with_its_turn_closing_is_seen_by_its_router_and_n
     class DiesClosing:
         async def run_turn(
             self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-        ) -> str:
+        ) -> Ran:
             await claim(at, turn_id, dispatch, run)
             await close_turn(at, Open(turn_id, dispatch, run, begun, new.client_id), TEXTS)
             raise EngineUnavailable("The replica is gone.")

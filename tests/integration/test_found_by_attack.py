@@ -15,7 +15,7 @@ from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.options import Options
 from serve_app.chat.service import Ask
 from serve_app.chat.starting import PatientStart
-from serve_app.chat.supervise import Supervisor, SupervisorConfig
+from serve_app.chat.supervise import Ran, Supervisor, SupervisorConfig
 from serve_app.chat.turns import LEASE_MS, Plan, RecentTurn, Snapshot, Verdict
 from tests.support.redis_process import RedisProcess
 from tests.support.stack import Stack, personalities
@@ -130,11 +130,11 @@ class NeverThere:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.answers: asyncio.Queue[str] = asyncio.Queue()
+        self.answers: asyncio.Queue[Ran] = asyncio.Queue()
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         self.calls += 1
         return await self.answers.get()
 
@@ -262,7 +262,7 @@ async def test_a_turn_that_waits_is_renewed_although_an_older_dispatch_of_it_was
         await until(lambda: pool.calls == 1)
         supervisor.take(new.turn_id, token=dispatch, personality="robbie")
         await until(lambda: pool.calls == 2)
-        pool.answers.put_nowait(Verdict.SUPERSEDED)  # to the older one
+        pool.answers.put_nowait(Ran(Verdict.SUPERSEDED))  # to the older one
         await until(pool.answers.empty)
         for _ in range(3):  # the first of them may have been on its way already
             await until(renewed, timeout=1.5)

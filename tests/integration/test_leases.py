@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.chat.errors import EngineUnavailable, TurnNotFound
 from serve_app.chat.events import Event
-from serve_app.chat.supervise import Supervisor, SupervisorConfig
+from serve_app.chat.supervise import Ran, Supervisor, SupervisorConfig
 from serve_app.chat.turns import BARREN_ATTEMPTS, LEASE_MS, Due, Failure, Held, Plan, Snapshot, Verdict
 from serve_app.state.turns import RedisTurns
 from tests.support.redis_process import RedisProcess
@@ -54,7 +54,7 @@ class DyingPool:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         claimed = await claim(self._at, turn_id, dispatch, run)
         self.attempts.append(claimed.attempt)
         if self._words:
@@ -73,7 +73,7 @@ class FullPool:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         self.asked += 1
         await asyncio.Event().wait()
         raise AssertionError
@@ -89,13 +89,13 @@ class SilentReplica:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         self.asked.append(elsewhere)
         if elsewhere or self._claims:
             assert (await claim(self._at, turn_id, dispatch, run)).attempt == 1
         if not elsewhere:
             await asyncio.Event().wait()
-        return "ok"
+        return Ran(Verdict.OK)
 
 
 class AbsentPool:
@@ -106,7 +106,7 @@ class AbsentPool:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         self.asked.append(asyncio.get_running_loop().time())
         raise EngineUnavailable("Its machine is off.")
 

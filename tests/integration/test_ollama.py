@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from serve_app.chat.engine import Engine, EnginePiece, Prefix
-from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineUnavailable
+from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineUnavailable, ModelNotServed
 from serve_app.chat.options import Options
 from serve_app.engines import OllamaConfig, OllamaEngine
 from tests.support import ollama_replies
@@ -97,7 +97,7 @@ async def test_a_prompt_names_the_model_and_none_but_those_of_the_pool(server: O
     await reply_of(engine, prompt_of("Hello!", model="llama3.2:latest"))
     assert server.counts.chats[-1]["model"] == MODEL
     assert engine.status.models == (MODEL, "gemma3:4b")
-    with pytest.raises(EngineRejected, match=r"no model mistral.*llama3\.2, gemma3:4b, qwen3"):
+    with pytest.raises(ModelNotServed, match=r"no model mistral.*llama3\.2, gemma3:4b, qwen3"):
         await reply_of(engine, prompt_of("Hello!", model="mistral"))
 
 

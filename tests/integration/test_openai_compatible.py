@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from serve_app.chat.engine import Engine, EnginePiece, Prefix
-from serve_app.chat.errors import ContinuationRefused, EngineError, EngineRejected, EngineTimeout, EngineUnavailable
+from serve_app.chat.errors import (
+    ContinuationRefused,
+    EngineError,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnavailable,
+    ModelNotServed,
+)
 from serve_app.chat.options import Options
 from serve_app.engines.token_estimate import least_tokens
 from tests.support import ollama_replies
@@ -115,7 +122,7 @@ async def test_a_prompt_names_the_model_and_none_but_those_of_the_pool(server: O
     await reply_of(engine, prompt_of("Hello!", model="gemma-3"))
     assert server.counts.chats[-1]["model"] == "gemma-3"
     assert engine.status.models == (MODEL, "gemma-3", "qwen3")
-    with pytest.raises(EngineRejected, match=r"no model mistral.*gemma-3, qwen3"):
+    with pytest.raises(ModelNotServed, match=r"no model mistral.*gemma-3, qwen3"):
         await reply_of(engine, prompt_of("Hello!", model="mistral"))
 
 

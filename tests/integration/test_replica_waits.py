@@ -100,7 +100,8 @@ async def test_it_stays_says_why_refuses_at_once_and_takes_turns_as_soon_as_the_
             await replica.check_health()
             await asyncio.sleep(0)
         assert await replica.run_turn("turn_2", "token", "run", plan()) == "ok"
-        assert replica._runs.given == ["turn_2"]
+        assert await replica.run_turn("turn_3", "token", "run", plan(), prefer="another") == ("ok", "mine")
+        assert replica._runs.given == ["turn_2", "turn_3"]
     finally:
         await replica.shut_down()
     asked = machine.asked

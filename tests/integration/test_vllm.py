@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from serve_app.chat.engine import Prefix, Prompt, PromptMessage
-from serve_app.chat.errors import EngineRejected, EngineUnavailable
+from serve_app.chat.errors import EngineUnavailable, ModelNotServed
 from serve_app.chat.events import Done, Event, Takeover
 from serve_app.chat.generate import GeneratorConfig
 from serve_app.chat.messages import Role
@@ -137,7 +137,7 @@ async def test_it_is_asked_by_the_name_that_is_shown_or_by_none_and_refuses_anot
     engine = engine_of(Spelling())
     assert await said_to("ann", engine) == await said_to("ann", engine, "spelling") == TEXT
     for foreign in ("llama3.2", "/models/spelling"):
-        with pytest.raises(EngineRejected, match=foreign):
+        with pytest.raises(ModelNotServed, match=foreign):
             await said_to("ann", engine, foreign)
 
 

@@ -15,8 +15,8 @@ from serve_app.chat.events import Usage
 from serve_app.chat.generate import Generator, GeneratorConfig
 from serve_app.chat.options import Options
 from serve_app.chat.replicas import ReplicaPresence, ReplicaRecord, ReplicaStatus
-from serve_app.chat.supervise import Pools
-from serve_app.chat.turns import Plan
+from serve_app.chat.supervise import Pools, Ran
+from serve_app.chat.turns import Plan, Verdict
 from serve_app.state.connection import connect
 from serve_app.state.nodes import RedisReplicas
 from serve_app.state.scripts import Scripts
@@ -96,6 +96,8 @@ class Replica:
     """So many calls find no room there."""
     queues: int = 0
     """So many calls wait there for room that does not come."""
+    passes_on: int = 0
+    """So many calls find no room there, and are taken by another replica of the pool, as Serve does it."""
 
 
 class Mesh(Pools):
@@ -107,7 +109,7 @@ class Mesh(Pools):
         self.replicas = list(replicas)
         self.calls: list[str] = []
         """The replicas that were called, in order; `?` where the router preferred none."""
-        self._tasks: set[asyncio.Task[str]] = set()
+        self._tasks: set[asyncio.Task[Verdict]] = set()
 
     async def __aenter__(self) -> "Mesh":
         self._exit = contextlib.AsyncExitStack()
@@ -160,10 +162,13 @@ class Mesh(Pools):
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         self.calls.append(prefer or "?")
         there = [each for each in self.replicas if each.pool == plan.pool and each.name in self._presences]
         each = next((each for each in there if each.name == prefer), there[0] if there else None)
+        if each is not None and each.passes_on:
+            each.passes_on -= 1
+            each = next(other for other in there if other is not each)
         if each is None or each.dead:
             raise EngineUnavailable("The replica is gone.")
         if each.refuses:
@@ -176,4 +181,4 @@ class Mesh(Pools):
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return str(await asyncio.shield(task))
+        return Ran(await asyncio.shield(task), each.name)

@@ -27,7 +27,7 @@ from serve_app.chat.options import OptionLimits
 from serve_app.chat.personalities import Personalities, Personality
 from serve_app.chat.placing import Roster
 from serve_app.chat.service import ChatService, ServiceConfig
-from serve_app.chat.supervise import Pools, Supervisor, SupervisorConfig
+from serve_app.chat.supervise import Pools, Ran, Supervisor, SupervisorConfig
 from serve_app.chat.turns import Plan
 from serve_app.engines.scripted import ScriptedConfig, ScriptedEngine
 from serve_app.state.bus import RedisBus
@@ -63,7 +63,7 @@ class DirectPool:
 
     async def run_turn(
         self, turn_id: str, *, dispatch: str, run: str, plan: Plan, elsewhere: bool = False, prefer: str = ""
-    ) -> str:
+    ) -> Ran:
         if elsewhere and self.others:
             return await self.others[0].run_turn(turn_id, dispatch=dispatch, run=run, plan=plan)
         task = asyncio.ensure_future(self.generator.run(turn_id, dispatch=dispatch, run=run, plan=plan))
@@ -72,7 +72,7 @@ class DirectPool:
         task.add_done_callback(self._all.discard)
         self.begun += 1
         try:
-            return str(await asyncio.shield(task))
+            return Ran(await asyncio.shield(task))
         except asyncio.CancelledError:
             if task.cancelled():
                 raise EngineUnavailable("The replica is gone.") from None

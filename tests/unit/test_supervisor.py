@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from serve_app.chat.personalities import Personalities
-from serve_app.chat.supervise import Supervisor
+from serve_app.chat.supervise import Ran, Supervisor
 from serve_app.chat.turns import Due, Swept
 from tests.support.stack import personalities
 from tests.support.waiting import until
@@ -33,9 +33,9 @@ class Pools:
     def __init__(self) -> None:
         self.runs: list[str] = []
 
-    async def run_turn(self, turn_id: str, **_: Any) -> str:
+    async def run_turn(self, turn_id: str, **_: Any) -> Ran:
         self.runs.append(turn_id)
-        return "ok"
+        return Ran("ok")
 
 
 async def test_what_a_sweep_finds_while_the_router_is_left_is_left_to_the_others() -> None:
