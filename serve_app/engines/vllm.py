@@ -87,8 +87,8 @@ class VllmConfig(BaseModel):
         20,
         gt=0,
         description="Seconds between two tokens of a reply after which another replica goes on; where no reply got a token "
-        "meanwhile, the engine counts as hung, and Serve replaces its replica. (Its death is noticed at once.) Waiting for the "
-        "first token is bounded by the pool's first_piece_timeout_s.",
+        "meanwhile, also while one waited for its first and gave up, the engine is tried out, and if it hangs Serve replaces its "
+        "replica. (Its death is noticed at once.) Waiting for the first token is bounded by the pool's first_piece_timeout_s.",
     )
 
     def arguments(self) -> dict[str, Any]:
@@ -117,6 +117,7 @@ class VllmEngine(Engine):
         self._dead = False
         self._hangs = False
         self._spoke_at = 0.0
+        self._waited_since: float | None = None
         self._waits: set[asyncio.Timeout] = set()
 
     @property
@@ -159,15 +160,23 @@ class VllmEngine(Engine):
                 await asyncio.to_thread(self._processes.end)
 
     async def check(self) -> None:
-        """Return if the engine's process lives, vLLM says that it is well, and it has not fallen silent."""
+        """Return if the engine's process lives and vLLM says that it is well; where it fell silent, if it makes a token now.
+
+        A check must not generate; but an engine that nobody asks because it may hang could show in no other way that it does not.
+        """
         model = self._ready()
-        if self._hangs:
-            raise EngineUnavailable(self._silence())
         try:
             async with asyncio.timeout(_CHECK_S):
                 await model.check()
         except TimeoutError as error:
             raise EngineUnavailable(f"The engine did not say within {_CHECK_S:g} s that it is well.") from error
+        if self._hangs:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CHECK_S):
+                    await model.try_out()
+                    self._hangs = False
+            if self._hangs:  # else it made a token meanwhile, for whomever
+                raise EngineUnavailable(self._silence())
 
     async def close(self) -> None:
         """End the engine's processes; a reply that is under way fails."""
@@ -225,7 +234,8 @@ class VllmEngine(Engine):
             try:
                 async with contextlib.aclosing(outputs):
                     while not text.stopped and (tokens := await self._next(outputs, first=made == 0)) is not None:
-                        self._spoke_at, self._hangs = asyncio.get_running_loop().time(), False
+                        self._spoke_at, self._waited_since = asyncio.get_running_loop().time(), None
+                        self._hangs = False
                         made += tokens.made
                         text.read(tokens.ids)
                         piece, piece_ids = text.take()
@@ -240,6 +250,8 @@ class VllmEngine(Engine):
     async def _next(self, outputs: AsyncGenerator[Tokens, None], *, first: bool) -> Tokens | None:
         """Return the next tokens, none at the end. The first ones may take long: they wait for others, and for the prompt."""
         self._ready()
+        if first and self._waited_since is None:
+            self._waited_since = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(None if first else self._config.silence_timeout_s) as wait:
                 self._waits.add(wait)
@@ -250,8 +262,15 @@ class VllmEngine(Engine):
         except TimeoutError as error:
             self._ready()
             # Not every reply that waits tells of a hang: vLLM lets some wait for the others when its memory is full.
-            self._hangs = asyncio.get_running_loop().time() - self._spoke_at >= self._config.silence_timeout_s
+            self._hangs = self._silent_since(self._spoke_at)
             raise EngineUnavailable(self._silence()) from error
+        except asyncio.CancelledError:
+            # Whoever waited has given up: the pool's limit for the first token, or a person. Several may have, one by one.
+            self._hangs |= self._waited_since is not None and self._silent_since(self._waited_since)
+            raise
+
+    def _silent_since(self, at: float) -> bool:
+        return asyncio.get_running_loop().time() - at >= self._config.silence_timeout_s
 
     def _silence(self) -> str:
         return f"The engine made no token for {self._config.silence_timeout_s:g} s."

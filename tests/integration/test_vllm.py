@@ -4,6 +4,7 @@ vLLM itself is not at hand here (`tests/vllm` has it): a model that spells stand
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -17,7 +18,7 @@ from serve_app.chat.messages import Role
 from serve_app.chat.options import Options
 from serve_app.chat.personalities import Personalities, PoolChoice
 from serve_app.chat.service import Ask
-from serve_app.engines import VllmConfig, VllmEngine
+from serve_app.engines import VllmConfig, VllmEngine, vllm
 from serve_app.engines.vllm_model import Tokens
 from tests.support.mesh import Mesh, Replica
 from tests.support.ollama_engines import prompt_of, reply_of
@@ -59,6 +60,10 @@ class Spelling:
             yield Tokens((ord(letter),), 1)
 
     async def check(self) -> None: ...
+
+    async def try_out(self) -> None:
+        async for _ in self.generate([0], Options.model_construct(), 1, "try-out"):
+            return
 
     def shutdown(self) -> None: ...
 
@@ -108,17 +113,61 @@ async def test_another_replica_of_the_only_pool_goes_on_by_token_ids_and_the_nex
     assert mesh.calls == ["g1", "g2", "g2"]
 
 
-async def test_an_engine_that_fell_silent_says_so_when_it_is_checked_until_it_makes_a_token_again() -> None:
-    model = Spelling(silent_after=4)
+@pytest.mark.parametrize("letters", [pytest.param(4, id="in-the-middle"), pytest.param(0, id="before-the-first-token")])
+async def test_an_engine_that_fell_silent_says_so_when_it_is_checked_until_it_makes_a_token_again(
+    letters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "_CHECK_S", 0.1)
+    model = Spelling(silent_after=letters)
     engine = engine_of(model, silence_s=0.1)
     await engine.check()
-    with pytest.raises(EngineUnavailable):
-        await said_to("ann", engine)
-    with pytest.raises(EngineUnavailable, match=r"0\.1 s"):
-        await engine.check()
+    with pytest.raises((EngineUnavailable, TimeoutError)):
+        async with asyncio.timeout(0.2):  # the pool's limit, for the first token
+            await said_to("ann", engine)
+    model.silent_after = 0
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match=r"no token for 0\.1 s"):
+            await engine.check()
     model.silent_after = None
-    assert await said_to("ann", engine) == TEXT
     await engine.check()
+    model.silent_after = 0
+    await engine.check()  # it is not tried out for nothing
+    assert len(model.went_on_from) == 4
+
+
+@pytest.mark.parametrize(("patience_s", "others"), [(0.05, False), (0.5, True)], ids=["soon", "while-others-go-on"])
+async def test_who_gives_up_then_says_nothing_about_the_engine(patience_s: float, others: bool) -> None:
+    engine = engine_of(model := Spelling(silent_after=0, whom="ann"), silence_s=0.3)
+    waiting, begun = asyncio.create_task(said_to("ann", engine)), time.monotonic()
+    while time.monotonic() < begun + patience_s:
+        assert not others or await said_to("bob", engine) == TEXT
+        await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    asked = len(model.went_on_from)
+    await engine.check()
+    assert len(model.went_on_from) == asked, "it was tried out"
+
+
+async def test_several_that_gave_up_soon_one_after_the_other_are_as_good_as_one_that_waited() -> None:
+    engine = engine_of(model := Spelling(silent_after=0), silence_s=0.3)
+    for _ in range(4):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await said_to("ann", engine)
+    asked, model.silent_after = len(model.went_on_from), None
+    await engine.check()
+    assert len(model.went_on_from) == asked + 1, "it was not tried out"
+
+
+async def test_an_engine_that_speaks_again_while_it_is_tried_out_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "_CHECK_S", 0.2)
+    engine = engine_of(Spelling(silent_after=0, whom="try-out"))
+    engine._hangs = True
+    checking = asyncio.create_task(engine.check())
+    await asyncio.sleep(0)
+    assert await said_to("bob", engine) == TEXT
+    await checking
 
 
 async def test_a_reply_that_waits_while_others_go_on_says_nothing_about_the_engine() -> None:
