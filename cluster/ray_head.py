@@ -16,7 +16,7 @@ import httpx
 from cluster.failures import LifecycleError
 from cluster.ports import InternalPorts, replica_window
 from cluster.processes import start
-from cluster.ray_environment import common, prepare_folder
+from cluster.ray_environment import QUIETLY, common, prepare_folder
 from cluster.settings import PROJECT_ROOT, Settings
 
 
@@ -89,7 +89,7 @@ def launch(
         "object-store-memory": 100_000_000,
     }
     ray = Path(sys.executable).parent / "ray"
-    command = [str(ray), "start", "--head", "--block", "--disable-usage-stats", "--log-style=record"]
+    command = [str(ray), "start", "--head", *QUIETLY]
     command += [f"--{name}={value}" for name, value in options.items()]
     return start(command, env=env, log=settings.logs / "ray.log", folder=PROJECT_ROOT)
 

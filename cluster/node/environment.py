@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.cluster_file import NODE_LABEL, ClusterFile, NodeSpec
 from cluster.processes import MARK
-from cluster.ray_environment import common
+from cluster.ray_environment import QUIETLY, common
 from cluster.settings import Settings
 
 OF_A_MACHINE = frozenset(
@@ -125,4 +125,4 @@ def start_options(cluster: ClusterFile, name: str, node: NodeSpec, *, folder: Pa
     else:
         options["address"] = f"{cluster.head_address}:{cluster.ray.gcs_port}"
     switches = ["--head"] if is_head else []
-    return [*switches, "--block", "--disable-usage-stats", "--log-style=record", *(f"--{k}={v}" for k, v in options.items())]
+    return [*switches, *QUIETLY, *(f"--{k}={v}" for k, v in options.items())]
