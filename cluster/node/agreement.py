@@ -9,9 +9,11 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from cluster.cluster_file import ClusterFile
 from cluster.failures import LifecycleError
@@ -129,16 +131,18 @@ def control_redis(cluster: ClusterFile, *, say: Callable[[str], None], wait_on: 
         LifecycleError: it does not answer for two minutes, and `wait_on`, asked again every two, says not to.
     """
     host, _, port = cluster.control_redis.rpartition(":")
-    client = redis.Redis(host=host, port=int(port), socket_timeout=2, socket_connect_timeout=2, decode_responses=True)
+    options: dict[str, Any] = {"socket_timeout": 2, "socket_connect_timeout": 2, "decode_responses": True}
     where = f"Ray's control Redis at {cluster.control_redis}"
-    patiently(
-        client.ping,
-        waiting=f"Waiting for {where} …",
-        failure=f"{where} does not answer: start it, or correct ray.redis in the cluster file and start this node again.",
-        say=say,
-        wait_on=wait_on,
-    )
-    return client
+    # It is asked five times a second; the client's own retries take seconds, in which it is back and nobody knows.
+    with redis.Redis(host=host, port=int(port), retry=Retry(NoBackoff(), 0), **options) as asking:
+        patiently(
+            asking.ping,
+            waiting=f"Waiting for {where} …",
+            failure=f"{where} does not answer: start it, or correct ray.redis in the cluster file and start this node again.",
+            say=say,
+            wait_on=wait_on,
+        )
+    return redis.Redis(host=host, port=int(port), **options)
 
 
 def patiently(ask: Callable[[], T | None], *, waiting: str, failure: str, say: Callable[[str], None], wait_on: WaitOn) -> T:
