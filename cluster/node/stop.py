@@ -20,7 +20,7 @@ def stop(settings: Settings) -> int:
     Where systemd runs the node, its unit is stopped: else it would start the node again.
 
     Raises:
-        LifecycleError: systemd refuses, or something survived even SIGKILL.
+        LifecycleError: systemd refuses, it is another user's, or something survived even SIGKILL.
     """
     found = _processes(settings)
     if unit := _unit(settings.home):
@@ -28,7 +28,11 @@ def stop(settings: Settings) -> int:
         if stopped.returncode != 0:
             complaint = " ".join(stopped.stderr.split()) or f"exit code {stopped.returncode}"
             raise LifecycleError(f"systemctl stop {unit} failed ({complaint}): sudo systemctl stop {unit}.")
-    if left := end(lambda: _processes(settings), patience=15):
+    try:
+        left = end(lambda: _processes(settings), patience=15)
+    except psutil.AccessDenied:
+        raise LifecycleError("The node that runs here is another user's: sudo aurora-cli node stop.") from None
+    if left:
         raise LifecycleError(f"These processes do not end, not even by SIGKILL: {', '.join(str(each.pid) for each in left)}.")
     keep_logs(settings)
     return len(found)

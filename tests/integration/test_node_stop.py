@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1
 
+import psutil
 import pytest
 
 from cluster.failures import LifecycleError
@@ -64,6 +65,18 @@ def test_a_node_that_systemd_does_not_run_is_stopped_by_itself(
     assert stop(Settings()) == 1
     assert systemd.changes == []
     assert ray.wait(10) == -SIGTERM
+
+
+def test_a_node_of_another_user_is_not_stopped_and_that_is_said(
+    ray: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise psutil.AccessDenied(ray.pid)
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # no systemd
+    monkeypatch.setattr(psutil.Process, "send_signal", denied)
+    with pytest.raises(LifecycleError, match="another user's: sudo"):
+        stop(Settings())
 
 
 @pytest.mark.parametrize("systemctl", ["#!/bin/sh\nexit 1\n", ""])
