@@ -248,3 +248,15 @@ def test_a_configuration_that_serve_refuses_stays_due(redis_server: RedisProcess
         with pytest.raises(LifecycleError, match="this is why"):
             first_deploy.hand_over(cluster, serve_file, say=silent)
     assert first_deploy.is_due(cluster, say=silent)
+
+
+def test_what_is_waited_for_is_named_again_and_again_until_there_is_no_reason_left_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agreement, "_PATIENCE_S", 0.02)
+    said: list[str] = []
+    reasons = iter([True, True, False])
+    with pytest.raises(LifecycleError, match="start it"):
+        agreement.patiently(lambda: None, waiting="Waiting …", failure="start it", say=said.append, wait_on=lambda: next(reasons))
+    assert said == ["Waiting …", "start it", "start it"]
+    assert next(reasons, None) is None

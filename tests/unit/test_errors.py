@@ -117,3 +117,8 @@ def test_a_validation_error_names_fields_but_no_input_and_does_not_grow_with_it(
     assert said.startswith("options.xxx")
     assert len(said) < 1_000
     json.dumps(said)
+
+
+def test_a_code_of_a_later_version_is_answered_as_a_failure_of_an_engine() -> None:
+    """In a rolling upgrade an ingress may meet the end of a turn that a newer replica ran."""
+    assert (api.status_of("of_a_later_version"), api.close_code_of("of_a_later_version")) == (502, 4002)

@@ -1,5 +1,6 @@
 """Which node a machine is, before it starts as one."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cluster.cli import app
 from cluster.cluster_file import ClusterFile
 from cluster.failures import LifecycleError
 from cluster.node.start import is_named, newcomer, this_node
+from cluster.terminal import signals_as_interrupt
 
 HERE, ELSEWHERE = "127.0.0.1", "192.0.2.1"
 
@@ -74,3 +76,15 @@ def test_a_start_that_contradicts_the_file_is_refused_in_one_line(tmp_path: Path
     [line] = result.stderr.splitlines()
     for word in words:
         assert word in line
+
+
+def test_a_signal_that_whoever_started_this_has_it_ignore_stays_ignored() -> None:
+    """`nohup aurora-cli node start`: also the Ray that it turns into must outlive the terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_as_interrupt():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
