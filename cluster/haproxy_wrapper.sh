@@ -12,7 +12,6 @@
 # 4. A request whose ingress dies or freezes before it has answered goes to another one (`empty-response`). A message is safe to
 #    send again with an Idempotency-Key, so it gets one if it has none; and HAProxy sends again only what it holds whole: the body
 #    too is waited for (`http-buffer-request`), up to the size of its buffer (`RAY_SERVE_HAPROXY_TUNE_BUFSIZE`).
-#
 # 5. While the port of this node is answered by its caretaker (cluster/node/caretaker.py), HAProxy listens there only once it knows
 #    an ingress, and then takes the port over from it (`-sf`). Expected: a setting. Actual: Serve starts HAProxy before it knows any,
 #    and it answers 404.

@@ -20,9 +20,7 @@ from cluster.failures import LifecycleError
 from cluster.node.environment import shared
 from cluster.settings import PROJECT_ROOT
 
-PATIENCE_S = 120.0
-"""How long to wait for a Redis or a head, unless told to wait on."""
-
+_PATIENCE_S = 120.0
 _CODE = ("serve_app", "deployments", "cluster")
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _WHERE_SET = "Variables are set where `aurora-cli node start` is started (shell, unit, .env): set them there as on the head."
@@ -164,5 +162,5 @@ def patiently(ask: Callable[[], T | None], *, waiting: str, failure: str, say: C
             if said and not wait_on():
                 raise LifecycleError(failure)
             say(failure if said else waiting)
-            due, said = due + PATIENCE_S, True
+            due, said = due + _PATIENCE_S, True
         time.sleep(0.2)
